@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -112,7 +111,7 @@ class Screen:
 class RenderOutput:
     """What a renderer returns for B views of H x W pixels.
 
-    rgb lies over the step's background. depth: camera z times nothing, the alpha-weighted mean, 0 outside. normal:
+    rgb lies over the step's background. depth: camera z, the alpha-weighted mean, 0 where nothing is drawn. normal:
     world, unit, 0 outside. albedo: unshaded colour, None where nothing is shaded. screen: None unless growth needs it.
     """
 
@@ -385,4 +384,3 @@ class Renderer(Protocol):
     ) -> RenderOutput: ...
 
 
-Schedule = Callable[[float], float]  # a number over progress in [0, 1]
