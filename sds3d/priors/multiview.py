@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core import Cameras
+
+GROUP = 4  # views denoised jointly
 
 
 class JointAttention:
@@ -49,3 +51,25 @@ def camera_vector(cameras: Cameras) -> Float[Tensor, "B 16"]:
     position = F.normalize(pose[:, :3, 3], dim=-1)
     pose = torch.cat([torch.cat([pose[:, :3, :3], position[:, :, None]], dim=2), pose[:, 3:]], dim=1)
     return pose.flatten(1)
+
+
+class OptionalCamera(nn.Module):
+    """A network's camera embedding for the rows that have a camera, and exactly nothing for those that have none.
+
+    A network trained with cameras dropped sees no embedding at all then, which differs from that of a camera of zeros.
+    Rows of both sorts can share one forward: a seventeenth number says which is which.
+    """
+
+    def __init__(self, embed: nn.Module) -> None:
+        super().__init__()
+        self.embed = embed
+
+    @staticmethod
+    def labels(camera: Float[Tensor, "N 16"] | None, rows: int) -> Float[Tensor, "N 17"]:
+        """What to hand to the network as class labels."""
+        if camera is None:
+            return torch.zeros(rows, 17)
+        return torch.cat([camera, camera.new_ones(rows, 1)], dim=1)
+
+    def forward(self, labels: Float[Tensor, "N 17"]) -> Tensor:
+        return self.embed(labels[:, :16]) * labels[:, 16:]

@@ -1,0 +1,107 @@
+"""Score distillation sampling (DreamFusion, Poole et al. 2022, arXiv 2209.14988), in its noise and its target form.
+
+| symbol  | variable        | equation                                                        |
+|---------|-----------------|-----------------------------------------------------------------|
+| x       | z               | the latent of the rendered views                                |
+| x_t     | x.z_t           | alpha x + sigma eps                                             |
+| E       | mixed           | the guided prediction, Cfg(s): E_base + s (E_cond - E_base)     |
+| X       | target          | (x_t - sigma E) / alpha, clamped to the data range where asked  |
+| w(t)    | WEIGHTS[weight] | sigma^2, 1, alpha sigma^2, or sigma / alpha                     |
+| G, eps  | grad            | w (E - eps)                                                     |
+| G, x0   | grad            | lam (x - X) with lam = w alpha / sigma                          |
+
+Without a clamp both forms are one gradient, because E - eps = (alpha / sigma) (x - X). The target form is the gradient
+of lam / 2 |x - X|^2 with X held fixed (StableDreamer, Guo et al. 2023, arXiv 2312.02189): it has a picture, X, that
+can be looked at and kept within the range of pictures. The weight "recon" has lam = 1, G = x - X, as MVDream trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from ..core import Condition, Guidance, Guided, Learner, Mix, Prior, Step, Views
+from ..diffusion import diffuse, x0_from_eps
+from ..schedules import Range
+from .mix import Cfg
+
+WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sigma2": lambda alpha, sigma: sigma**2,
+    "uniform": lambda alpha, sigma: sigma.new_ones(sigma.shape),
+    "alpha_sigma2": lambda alpha, sigma: alpha * sigma**2,
+    "recon": lambda alpha, sigma: sigma / alpha,
+}
+
+
+@dataclass(frozen=True)
+class Sds(Guidance):
+    """Descend the weighted score of the noised render.
+
+    form: "eps" compares noises, "x0" compares the render with a clean target. weight: w(t) of the table above, the
+    same for both forms. clamp: keep the target within the prior's data range; None clamps where the prior has such a
+    range (pixels) and the form has a target. mix: how the predictions become one. t: the times in [0, 1] that a step
+    draws from, each end a number or a schedule over progress. Raises ValueError for values out of range and for a
+    clamp without a target.
+    """
+
+    form: Literal["eps", "x0"] = "x0"
+    weight: Literal["sigma2", "uniform", "alpha_sigma2", "recon"] = "sigma2"
+    clamp: bool | None = None
+    mix: Mix = Cfg(4.0)
+    t: Range = Range(0.02, 0.98)
+
+    def __post_init__(self) -> None:
+        if self.form not in ("eps", "x0"):
+            raise ValueError(f'form must be "eps" or "x0", given "{self.form}".')
+        if self.weight not in WEIGHTS:
+            raise ValueError(f'weight must be one of {", ".join(WEIGHTS)}, given "{self.weight}".')
+        if self.clamp and self.form == "eps":
+            raise ValueError('clamp bounds the clean target, which only form "x0" has.')
+        for progress in (0.0, 1.0):
+            low, high = self.t(progress)
+            if not 0 <= low <= high <= 1:
+                raise ValueError(f"t must be a range within [0, 1], given {low} to {high} at progress {progress:g}.")
+
+    def bound(self, prior: Prior) -> float | None:
+        """The bound on |X|, or None where the target is left free."""
+        return prior.data_range if self.form == "x0" and self.clamp is not False else None
+
+    def check(self, prior: Prior, names: frozenset[str]) -> None:
+        missing = [name for name in self.mix.names if name not in names]
+        if missing:
+            known = ", ".join(sorted(names)) or "none"
+            raise ValueError(f'SDS needs the condition "{missing[0]}", which the prompts do not give; given: {known}.')
+        if self.clamp and prior.data_range is None:
+            raise ValueError("clamp needs a prior whose latents have a known range (pixels); leave it out.")
+
+    def __call__(
+        self,
+        prior: Prior,
+        views: Views,
+        conditions: Mapping[str, Condition],
+        step: Step,
+        state: Mapping[str, Learner],
+    ) -> Guided:
+        """G at the latent of the views, with its halves for the microscope.
+
+        parts: "prior" = w (E_cond - eps), which a sample already satisfies on average; "classifier" = w (E - E_cond),
+        what guidance adds; "clamp", where the target is bounded.
+        """
+        z = prior.encode(views.image)
+        x = diffuse(prior, z, step, self.t(step.progress))
+        eps = prior.predict(x.ask(conditions, *self.mix.names))
+        mixed = self.mix(eps, conditions, x, prior.group)
+        w = WEIGHTS[self.weight](x.alpha, x.sigma)
+        parts = {"prior": w * (eps["cond"] - x.eps), "classifier": w * (mixed - eps["cond"])}
+        if self.form == "eps":
+            return Guided(z, w * (mixed - x.eps), parts)
+        lam = w * x.alpha / x.sigma
+        free = x0_from_eps(x.z_t, mixed, x.alpha, x.sigma)
+        bound = self.bound(prior)
+        target = free if bound is None else free.clamp(-bound, bound)
+        if bound is not None:
+            parts["clamp"] = lam * (free - target)
+        return Guided(z, lam * (z.detach() - target), parts)

@@ -1,0 +1,83 @@
+"""Names of priors, where they lie and under which licence; and the one way to open a prior.
+
+A prior is named by a word of this table, by a local folder, or by the id of a model hub whose files have been fetched
+before: opening never touches the network.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from .network import NetworkPrior
+
+WEIGHTS = Path(__file__).parent.parent / "playroom" / "weights"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """place: a folder of the package, or a hub id. single, closed: see `network.open_folder`."""
+
+    place: Path | str
+    licence: str
+    about: str
+    single: bool = False
+    closed: bool = False
+
+
+CATALOGUE: dict[str, Entry] = {
+    "playroom": Entry(WEIGHTS, "Apache-2.0", "the embedded world, four views at once, 64 pixels", closed=True),
+    "playroom-single": Entry(
+        WEIGHTS, "Apache-2.0", "the same weights, one view, no camera, 64 pixels", single=True, closed=True
+    ),
+    "sd15": Entry(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5", "CreativeML OpenRAIL-M", "Stable Diffusion 1.5, 512 pixels"
+    ),
+}
+
+
+def open_prior(name: str | Path, device: torch.device | str = "cpu") -> NetworkPrior:
+    """The prior of a catalogue name, a local folder, or a hub id in the local cache.
+
+    Raises ValueError for an unknown name (with the nearest known ones) or a folder that is not a model that we read,
+    and FileNotFoundError for what is not there.
+    """
+    from .network import open_folder
+
+    given = str(name)
+    entry = CATALOGUE.get(given)
+    if entry is not None:
+        place = entry.place if isinstance(entry.place, Path) else cached(entry.place)
+        return open_folder(place, device, given, entry.single, entry.closed)
+    if Path(given).exists():
+        return open_folder(given, device)
+    if isinstance(name, Path) or given.startswith((".", "/", "~")) or given.count("/") > 1:
+        raise FileNotFoundError(f"There is no prior folder at {given}.")
+    if "/" in given:
+        return open_folder(cached(given), device, given)
+    close = difflib.get_close_matches(given, CATALOGUE, n=3, cutoff=0.4)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    raise ValueError(
+        f'There is no prior "{given}".{hint} Known are: {", ".join(CATALOGUE)}; a local folder or a hub id may be given too.'
+    )
+
+
+def cached(hub_id: str) -> Path:
+    """The folder of a hub model in the local cache. Raises FileNotFoundError when it has not been fetched."""
+    with_hub = "hf download " + hub_id
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, local_files_only=True))
+    except HFValidationError as error:
+        raise ValueError(f'"{hub_id}" is neither a folder nor a hub id: {error}') from error
+    except LocalEntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{hub_id} is neither a local folder nor in the local model cache; fetch it once with `{with_hub}`."
+        ) from error

@@ -1,0 +1,246 @@
+"""A UNet from a diffusers folder behind the one convention: pixels or latents, one view or several, eps, v or sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..core import Cameras, Condition, Image, Latent, Learner, Query, Step
+from ..diffusion import eps_from_v, eps_from_x0
+from . import folder as files
+from .latent import codec_of
+from .multiview import GROUP, JointAttention, OptionalCamera, camera_vector
+from .pixel import PixelCodec, fold_of
+from .text import TextReader
+
+HALF_FROM = 200_000_000  # on a GPU, networks of this many parameters run in half precision
+ALPHA_MIN = 1e-3  # below it the clean latent cannot be told from eps in single precision
+
+
+class Codec(Protocol):
+    """Between pictures and what the network sees."""
+
+    size: int
+    data_range: float | None
+
+    def encode(self, image: Image) -> Latent: ...
+    def decode(self, z: Latent) -> Image: ...
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkPrior:
+    """A frozen diffusion model from a folder; see `core.Prior`.
+
+    The time t in [0, 1] is grid index / (T - 1) of the scheduler's T noise levels: 0 is the least noise, 1 the most.
+    The grid ends at the last level with alpha >= 1e-3. Network and conditions live on one device; latents may come in
+    any dtype and keep it.
+    """
+
+    name: str
+    licence: str
+    weights: tuple[Path, ...] = field(repr=False)
+    unet: nn.Module = field(repr=False)
+    reader: TextReader = field(repr=False)
+    codec: Codec = field(repr=False)
+    alphas_cumprod: Float[Tensor, "T"] = field(repr=False)
+    prediction: str
+    group: int
+    sees_camera: bool
+    views_per_row: int = 1
+
+    @property
+    def size(self) -> int:
+        return self.codec.size
+
+    @property
+    def data_range(self) -> float | None:
+        """The bound on |z_0|: 1 for pixels, None for the latents of an autoencoder."""
+        return self.codec.data_range
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of the weights, for the manifest; it reads every file once."""
+        return files.sha256(list(self.weights))
+
+    @property
+    def words(self) -> tuple[str, ...] | None:
+        """All words of a closed vocabulary, or None where any text may be asked."""
+        return tuple(self.reader.words()) if self.reader.closed else None
+
+    def encode(self, image: Image) -> Latent:
+        return self.codec.encode(image)
+
+    def decode(self, z: Latent) -> Image:
+        return self.codec.decode(z)
+
+    def text(self, prompts: Sequence[str]) -> Tensor:
+        return self.reader(prompts)
+
+    def condition(
+        self,
+        text: Tensor,
+        cameras: Cameras | None,
+        reference: Image | None = None,
+        control: Sequence[tuple[Image, float]] = (),
+    ) -> Condition:
+        """text: [N, L, d], or one row for all. Raises ValueError for a picture, which this network cannot be told."""
+        if reference is not None or control:
+            raise ValueError(f'The prior "{self.name}" reads text, not reference or control pictures.')
+        if cameras is not None and text.shape[0] == 1:
+            text = text.expand(len(cameras), -1, -1)
+        camera = camera_vector(cameras) if self.sees_camera and cameras is not None else None
+        return Condition(text, camera)
+
+    def index(self, t: Float[Tensor, "N"]) -> Tensor:
+        """The grid index of each time."""
+        steps = len(self.alphas_cumprod)
+        last = int((self.alphas_cumprod.sqrt() >= ALPHA_MIN).sum()) - 1
+        return (t.double() * (steps - 1)).round().long().clamp(0, last)
+
+    def snap(self, t: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
+        return (self.index(t).double() / (len(self.alphas_cumprod) - 1)).to(t)
+
+    def noise_level(self, t: Float[Tensor, "N"]) -> tuple[Tensor, Tensor]:
+        """alpha and sigma [N, 1, 1, 1] in t's dtype, at the nearest grid index."""
+        squared = self.alphas_cumprod.to(t.device)[self.index(t)].reshape(-1, 1, 1, 1)
+        return squared.sqrt().to(t), (1 - squared).sqrt().to(t)
+
+    def predict(self, queries: Mapping[str, Query]) -> dict[str, Latent]:
+        """eps under the queries' names. A query with an adapter is answered by the adapter, all others by one forward."""
+        with torch.no_grad():
+            answers = {name: q.adapter(q) for name, q in queries.items() if q.adapter is not None}
+            asked: list[Query] = []
+            place: dict[str, int] = {}
+            for name, query in queries.items():
+                if query.adapter is None:
+                    place[name] = next((i for i, known in enumerate(asked) if same(known, query)), len(asked))
+                    if place[name] == len(asked):
+                        asked.append(query)
+            eps = self.forward(asked) if asked else []
+        return {name: eps[place[name]] if name in place else answers[name] for name in queries}
+
+    def forward(self, queries: Sequence[Query]) -> list[Latent]:
+        """eps for each query from one batched forward of the network."""
+        weight = next(self.unet.parameters())
+        rows = [query.z_t.shape[0] for query in queries]
+        if any(n % self.group for n in rows):
+            raise ValueError(f'The prior "{self.name}" denoises {self.group} views jointly; given {rows} rows.')
+        if any(query.condition.image is not None or query.condition.control for query in queries):
+            raise ValueError(f'The prior "{self.name}" reads text, not reference or control pictures.')
+        told = {}
+        if isinstance(self.unet.class_embedding, OptionalCamera):
+            told["cross_attention_kwargs"] = {"views": self.group}
+            told["class_labels"] = torch.cat(
+                [OptionalCamera.labels(q.condition.camera, n).to(weight) for q, n in zip(queries, rows, strict=True)]
+            )
+        output = self.unet(
+            torch.cat([query.z_t.to(weight) for query in queries]),
+            torch.cat([self.index(query.t) for query in queries]).to(weight.device),
+            torch.cat([query.condition.text.to(weight) for query in queries]),
+            return_dict=False,
+            **told,
+        )[0]
+        channels = queries[0].z_t.shape[1]  # a network that also learns its variance has twice as many
+        return [self.to_eps(query, part[:, :channels]) for query, part in zip(queries, output.split(rows), strict=True)]
+
+    def to_eps(self, query: Query, output: Latent) -> Latent:
+        """What the network said, as eps in the dtype of the query's latent."""
+        z_t, output = query.z_t, output.to(query.z_t)
+        if self.prediction == "epsilon":
+            return output
+        alpha, sigma = (level.to(z_t) for level in self.noise_level(query.t))
+        if self.prediction == "v_prediction":
+            return eps_from_v(z_t, output, alpha, sigma)
+        return eps_from_x0(z_t, output, alpha, sigma)
+
+    def adapter(self, rank: int, lr: float, step: Step) -> Learner | None:
+        return None
+
+
+def same(a: Query, b: Query) -> bool:
+    """Whether two queries must get one answer: every tensor equal, the same adapter."""
+
+    def equal(x: object, y: object) -> bool:
+        if isinstance(x, Tensor) and isinstance(y, Tensor):
+            return x is y or (x.shape == y.shape and x.dtype == y.dtype and torch.equal(x, y))
+        if isinstance(x, tuple) and isinstance(y, tuple):
+            return len(x) == len(y) and all(map(equal, x, y))
+        return x is y or (isinstance(x, float) and x == y)
+
+    inputs = equal(a.z_t, b.z_t) and equal(a.t, b.t) and a.adapter is b.adapter
+    return inputs and all(equal(getattr(a.condition, f.name), getattr(b.condition, f.name)) for f in fields(Condition))
+
+
+def open_folder(
+    place: str | Path,
+    device: torch.device | str = "cpu",
+    name: str | None = None,
+    single: bool = False,
+    closed: bool = False,
+) -> NetworkPrior:
+    """Open a model folder in the layout of diffusers.
+
+    With vae/ its latents are the autoencoder's, without it they are pixels. A network with a 16-number class embedding
+    is multi-view (4 views, told their cameras); `single` opens it as an ordinary one-view model without a camera.
+    closed: refuse words that are not whole tokens of the tokenizer. Raises FileNotFoundError or ValueError, in a
+    sentence, before any network is built wherever the files tell.
+    """
+    folder = Path(place)
+    files.check_folder(folder)
+    latent = (folder / "vae").is_dir()
+    parts = ("unet", "text_encoder", "vae") if latent else ("unet", "text_encoder")
+    weights = [file for part in parts for file in files.weight_files(folder / part)]
+    config = files.read_json(folder / "unet" / "config.json")
+    joint = sees_cameras(folder, config)
+    fold = 1 if latent else fold_of(config["in_channels"])
+    alphas_cumprod, prediction = files.levels(folder)
+    tokenizer = files.load_tokenizer(folder / "tokenizer")
+
+    device = torch.device(device)
+    large = sum(file.stat().st_size for file in weights if file.parent.name == "unet") > 2 * HALF_FROM
+    dtype = torch.float16 if device.type == "cuda" and large else torch.float32
+    unet = files.load(folder / "unet", dtype)
+    if joint:
+        unet.set_attn_processor(JointAttention())
+        unet.class_embedding = OptionalCamera(unet.class_embedding)
+    encoder = files.load(folder / "text_encoder", dtype).to(device)
+    if latent:
+        codec = codec_of(files.load(folder / "vae").to(device), config["sample_size"])
+        if codec.vae.config.latent_channels != config["in_channels"]:
+            raise ValueError(
+                f"{folder} takes {config['in_channels']} channels, its vae gives another number: not text-to-image."
+            )
+    else:
+        codec = PixelCodec(config["sample_size"] * fold, fold)
+    return NetworkPrior(
+        name=name or folder.name,
+        licence=files.licence(folder),
+        weights=tuple(weights),
+        unet=unet.to(device),
+        reader=TextReader(tokenizer, encoder, closed),
+        codec=codec,
+        alphas_cumprod=alphas_cumprod,
+        prediction=prediction,
+        group=GROUP if joint and not single else 1,
+        sees_camera=joint and not single,
+    )
+
+
+def sees_cameras(folder: Path, config: Mapping[str, object]) -> bool:
+    """Whether the network is multi-view. Raises ValueError for conditions that this file does not know."""
+    if config.get("addition_embed_type") not in (None, "text"):
+        raise ValueError(
+            f"{folder} wants {config['addition_embed_type']} conditions (as SDXL does), which are not read."
+        )
+    if config.get("class_embed_type") is None and config.get("num_class_embeds") is None:
+        return False
+    if config.get("class_embed_type") != "projection" or config.get("projection_class_embeddings_input_dim") != 16:
+        raise ValueError(f"{folder} wants class labels; this loader knows those of 16 numbers, a camera.")
+    return True
