@@ -1,13 +1,14 @@
 """Numbers over progress in [0, 1].
 
 In a recipe a schedule is a plain number, or `{from: a, to: b}` with an optional `over: [start, end]` (the part of the
-stage in which it moves) and `curve: linear | cosine | sqrt | exponential`.
+stage in which it moves) and `curve: linear | cosine | sqrt | exponential`. A range is `[low, high]`, or
+`{from: [low, high], to: [low, high]}` with the same options.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 CURVES = ("linear", "cosine", "sqrt", "exponential")
 
@@ -16,8 +17,8 @@ CURVES = ("linear", "cosine", "sqrt", "exponential")
 class Ramp:
     """A number that moves from `start` to `end` while progress goes through `over`, and stays put outside it."""
 
-    start: float
-    end: float
+    start: float = field(metadata={"key": "from"})  # `key` is the word of a recipe, here one that Python reserves.
+    end: float = field(metadata={"key": "to"})
     over: tuple[float, float] = (0.0, 1.0)
     curve: str = "linear"
 

@@ -1,0 +1,357 @@
+"""The loop: a recipe is stages, a stage is a representation under one or more guidance terms, a step is four verbs.
+
+    look (draw the views) -> render -> guide (a gradient at what each prior sees) -> update
+
+A `Recipe` is data alone: frozen numbers, priors by name. `run` brings it together with opened priors and a prompt.
+Watchers see every step and change nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .core import (
+    Background,
+    Cameras,
+    Condition,
+    Guidance,
+    Guided,
+    Image,
+    Learner,
+    Prior,
+    Renderer,
+    RenderOutput,
+    Representation,
+    Step,
+    Views,
+)
+from .losses import Losses
+from .prompts import Embeddings, Prompts
+from .schedules import Number, value
+
+NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
+
+
+class CameraSampler(Protocol):
+    """Draws the cameras of a step: `views` of them, in rings of `group`."""
+
+    @property
+    def views(self) -> int: ...
+
+    @property
+    def group(self) -> int: ...
+
+    def __call__(self, step: Step) -> Cameras: ...
+
+
+class BackgroundSampler(Protocol):
+    """Draws the plain colour behind `views` views, equal within each `group`."""
+
+    def __call__(self, step: Step, views: int, group: int) -> Background: ...
+
+
+class Start(Protocol):
+    """Makes the representation that a stage begins with, from the one before (None at the first stage)."""
+
+    def __call__(self, previous: Representation | None, step: Step) -> Representation: ...
+
+
+class Optimise(Protocol):
+    """The numbers from which a representation makes its optimisers; only that representation reads them."""
+
+
+def _albedo(out: RenderOutput) -> Image:
+    return out.rgb if out.albedo is None else out.albedo
+
+
+def _normal(out: RenderOutput) -> Image:
+    """World normals as colour, (n + 1) / 2, fading to grey where nothing is."""
+    return (out.alpha * out.normal + 1) / 2
+
+
+LOOKS: dict[str, Callable[[RenderOutput], Image]] = {"rgb": lambda out: out.rgb, "albedo": _albedo, "normal": _normal}
+
+
+@dataclass(frozen=True)
+class Guide:
+    """One guidance of a stage, as data.
+
+    prior: the name of its own prior; None takes the stage's. look: the picture that the prior sees. weight: times its
+    gradient. view_words: tell a single-view prior which side it sees.
+    """
+
+    guidance: Guidance = field(metadata={"inline": True})
+    prior: str | None = None
+    look: Literal["rgb", "albedo", "normal"] = "rgb"
+    weight: Number = 1.0
+    view_words: bool = True
+
+
+@dataclass
+class Term:
+    """One guidance at work: with its opened prior, its prompts and the networks that it trains.
+
+    grad: the last step's gradient, for watchers.
+    """
+
+    name: str
+    guidance: Guidance
+    prior: Prior
+    prompts: Prompts
+    weight: Number = 1.0
+    look: str = "rgb"
+    learners: Mapping[str, Learner] = field(default_factory=dict)
+    grad: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.embeddings = Embeddings(self.prior)
+
+    def conditions(self, cameras: Cameras, background: Background) -> dict[str, Condition]:
+        """What the prior is told about each view, by the name of the question."""
+        texts = self.prompts.texts(cameras, background, self.look)
+        return {name: self.prior.condition(self.embeddings(rows), cameras) for name, rows in texts.items()}
+
+    def __call__(self, out: RenderOutput, cameras: Cameras, background: Background, step: Step) -> Guided:
+        views = Views(LOOKS[self.look](out), out, cameras)
+        conditions = self.conditions(cameras, background)
+        guided = self.guidance(self.prior, views, conditions, step.child(self.name), self.learners)
+        weight = value(self.weight, step.progress)
+        parts = None if guided.parts is None else {name: weight * part for name, part in guided.parts.items()}
+        guided = replace(guided, grad=weight * guided.grad, parts=parts)
+        self.grad = guided.grad.detach()
+        return guided
+
+
+Watcher = Callable[[Step, Representation, Sequence[Term], RenderOutput, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A number of steps with one way of looking, drawing and guiding. steps: 0 keeps what `start` makes."""
+
+    steps: int
+    prior: str
+    start: Start
+    optimise: Optimise
+    renderer: Renderer
+    cameras: CameraSampler
+    background: BackgroundSampler
+    guidance: Mapping[str, Guide]
+    losses: Losses = Losses()
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ValueError(f"steps must be at least 0, given {self.steps}.")
+        if not self.guidance:
+            raise ValueError("guidance needs at least one term.")
+        _check_names(self.guidance, "guidance term")
+
+    def priors(self) -> frozenset[str]:
+        """The names of all priors that this stage needs."""
+        return frozenset(guide.prior or self.prior for guide in self.guidance.values())
+
+    def walk(self, first: Step, begin: int = 0) -> Iterator[Step]:
+        """The steps from `begin` to the stage's end."""
+        for index in range(begin, self.steps):
+            yield replace(first, index=index, progress=index / max(self.steps - 1, 1))
+
+    def look(self, step: Step, group: int, like: Tensor) -> tuple[Cameras, Background]:
+        """The cameras and the background of a step, in the dtype and on the device of `like`."""
+        background = self.background(step, self.cameras.views, group)
+        return self.cameras(step).to(like), replace(background, rgb=background.rgb.to(like))
+
+    def terms(self, prompts: Prompts, priors: Mapping[str, Prior], first: Step) -> list[Term]:
+        """The terms at work, checked against their priors and prompts.
+
+        Raises ValueError for a prior that is not there, for views that do not fill a prior's groups, for what a
+        guidance misses, and for words that a prior cannot know.
+        """
+        terms = []
+        for name, guide in self.guidance.items():
+            prior = _prior(priors, guide.prior or self.prior)
+            _check_views(self.cameras, prior, guide.prior or self.prior)
+            said = replace(prompts, view_words=guide.view_words and prior.group == 1)
+            guide.guidance.check(prior, said.names())
+            terms.append(Term(name, guide.guidance, prior, said, guide.weight, guide.look))
+        cameras, background = self.look(first, joint_group(terms), torch.zeros(()))
+        for term in terms:
+            for rows in term.prompts.texts(cameras, background, term.look).values():
+                term.embeddings(rows)
+        return terms
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Named stages in order, and the formats that the asset is written in."""
+
+    stages: Mapping[str, Stage]
+    about: str = ""
+    exports: tuple[str, ...] = ("ply", "mp4")
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("stages needs at least one stage.")
+        _check_names(self.stages, "stage")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Where a run stood: the next step's index in a stage, and every tensor of its state by name."""
+
+    stage: str
+    index: int
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `run` ends with. done: every step was made; else `stop` asked for the end before step `index`."""
+
+    rep: Representation
+    stage: str
+    index: int
+    done: bool
+
+
+def _check_names(names: Mapping[str, object], what: str) -> None:
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise ValueError(
+                f'The {what} name "{name}" must be a-z, 0-9, "_" and "-", begin with a letter, at most 40.'
+            )
+
+
+def _prior(priors: Mapping[str, Prior], name: str) -> Prior:
+    if name not in priors:
+        raise ValueError(f'The prior "{name}" is not open; open are: {", ".join(priors) or "none"}.')
+    return priors[name]
+
+
+def _check_views(cameras: CameraSampler, prior: Prior, name: str) -> None:
+    if cameras.views % prior.group or (prior.group > 1 and cameras.group != prior.group):
+        raise ValueError(
+            f'The prior "{name}" denoises {prior.group} views jointly: cameras.views ({cameras.views}) must be a '
+            f"multiple of it and cameras.group ({cameras.group}) equal to it."
+        )
+
+
+def joint_group(terms: Sequence[Term]) -> int:
+    """The number of neighbouring views that share a background: the joint group of all priors."""
+    return math.lcm(*(term.prior.group for term in terms))
+
+
+def require_finite(rep: Representation, step: Step) -> None:
+    """Raise ArithmeticError with the name of the first parameter that is, or whose gradient is, not finite."""
+    named = [(f'value of "{name}"', p.detach()) for name, p in rep.named_parameters()]
+    named += [(f'gradient of "{name}"', p.grad) for name, p in rep.named_parameters() if p.grad is not None]
+    # One non-finite element makes a sum non-finite, and sums are far cheaper than a test of each element.
+    finite = torch.stack([tensor.sum() for _, tensor in named]).isfinite()
+    if not finite.all():
+        what = named[int(finite.logical_not().nonzero()[0])][0]
+        raise ArithmeticError(
+            f'The {what} is not finite at step {step.index} of stage "{step.stage}"; the run stopped before it was '
+            "used. Lower the learning rates or the guidance scale."
+        )
+
+
+def never() -> bool:
+    """The stop of a run that nobody interrupts."""
+    return False
+
+
+def fit(
+    stage: Stage,
+    rep: Representation,
+    terms: Sequence[Term],
+    first: Step,
+    begin: int = 0,
+    watchers: Sequence[Watcher] = (),
+    stop: Callable[[], bool] = never,
+) -> int:
+    """Move `rep` along the terms' gradients from step `begin` on; returns the index of the next step.
+
+    first: the stage's seed and name. stop is asked after each step, so a step is whole or not begun.
+    """
+    group, like = joint_group(terms), next(rep.parameters()).detach()
+    for step in stage.walk(first, begin):
+        cameras, background = stage.look(step, group, like)
+        out = stage.renderer(rep, cameras, background, step)
+        loss = stage.losses(rep, out, step) + sum(term(out, cameras, background, step).loss() for term in terms)
+        loss.backward()
+        require_finite(rep, step)
+        numbers = rep.update(out, step)
+        for watch in watchers:
+            watch(step, rep, terms, out, numbers)
+        if stop():
+            return step.index + 1
+    return stage.steps
+
+
+def run(
+    recipe: Recipe,
+    prompts: Prompts,
+    priors: Mapping[str, Prior],
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    watchers: Sequence[Watcher] = (),
+    stop: Callable[[], bool] = never,
+    saved: Saved | None = None,
+) -> Outcome:
+    """Make an asset: every stage in order, or from where `saved` stood.
+
+    priors: opened, by the names that the recipe uses. Raises ValueError, before the first step, for what does not fit
+    together; ArithmeticError for a number that is not finite.
+    """
+    firsts = {name: Step(seed, name) for name in recipe.stages}
+    if saved is not None and saved.stage not in firsts:
+        raise ValueError(f'The checkpoint stands in stage "{saved.stage}", which this recipe does not have.')
+    made = {name: stage.terms(prompts, priors, firsts[name]) for name, stage in recipe.stages.items()}
+    rep: Representation | None = None
+    outcome = None
+    for name, stage in recipe.stages.items():
+        rep = stage.start(rep, firsts[name]).to(device)
+        if saved is not None and name != saved.stage:
+            continue  # Its result lies in the checkpoint; `start` alone gives the next stage the right class.
+        terms, begin = made[name], 0
+        for term in terms:
+            term.learners = term.guidance.init(term.prior, firsts[name].child(term.name))
+        rep.prepare(stage.optimise, firsts[name])
+        if saved is not None:
+            restore(saved.tensors, rep, terms)
+            begin, saved = saved.index, None
+        end = fit(stage, rep, terms, firsts[name], begin, watchers, stop)
+        outcome = Outcome(rep, name, end, done=end >= stage.steps and name == list(recipe.stages)[-1])
+        if end < stage.steps or (stop() and not outcome.done):
+            return outcome
+    assert outcome is not None  # A recipe has at least one stage.
+    require_finite(outcome.rep, replace(firsts[outcome.stage], index=outcome.index))
+    return outcome
+
+
+def tensors(rep: Representation, terms: Sequence[Term]) -> dict[str, Float[Tensor, ...]]:
+    """Every tensor of a stage's state, by name: the representation's and each trained network's, with their moments."""
+    named = {f"rep/{name}": tensor for name, tensor in rep.state().items()}
+    for term in terms:
+        for learner, module in term.learners.items():
+            named |= {f"learners/{term.name}/{learner}/{name}": tensor for name, tensor in module.state().items()}
+    return named
+
+
+def restore(saved: Mapping[str, Tensor], rep: Representation, terms: Sequence[Term]) -> None:
+    """The inverse of `tensors`."""
+
+    def below(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensor for name, tensor in saved.items() if name.startswith(prefix)}
+
+    rep.load(below("rep/"))
+    for term in terms:
+        for learner, module in term.learners.items():
+            module.load(below(f"learners/{term.name}/{learner}/"))

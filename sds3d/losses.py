@@ -1,0 +1,91 @@
+"""Regularisers: (representation, render, step) -> a scalar to be made small, by name.
+
+| name       | equation                                              | makes                           |
+|------------|-------------------------------------------------------|---------------------------------|
+| opacity    | mean of -a log a - (1 - a) log (1 - a), a = alpha     | pixels full or empty, no haze   |
+| sparsity   | mean of sqrt(alpha^2 + 0.01)                          | less of everything              |
+| scale      | mean of the elements' three scales                    | small elements                  |
+| anisotropy | mean of max(0, longest / shortest scale - 10)         | no needles (PhysGaussian, 2023) |
+| depth_tv   | mean |difference of neighbouring depths| x both alphas | smooth surfaces                 |
+
+A weight is a number or a schedule over progress. The gradient of a score is summed over pixels and these are means, so
+useful weights are far from 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .core import RenderOutput, Representation, Step
+from .schedules import Number, value
+
+LONGEST_TO_SHORTEST = 10.0
+
+
+def opacity(rep: Representation, out: RenderOutput, step: Step) -> Tensor:
+    """Mean binary entropy of alpha, in nats."""
+    a = out.alpha.clamp(1e-5, 1 - 1e-5)
+    return -(a * a.log() + (1 - a) * (1 - a).log()).mean()
+
+
+def sparsity(rep: Representation, out: RenderOutput, step: Step) -> Tensor:
+    """Mean alpha, smoothed near 0 so that its gradient fades there."""
+    return (out.alpha**2 + 0.01).sqrt().mean()
+
+
+def scale(rep: Representation, out: RenderOutput, step: Step) -> Tensor:
+    """Mean scale of the elements, in world units."""
+    return _scales(rep, "scale").mean()
+
+
+def anisotropy(rep: Representation, out: RenderOutput, step: Step) -> Tensor:
+    """How far, on average, the longest axis exceeds `LONGEST_TO_SHORTEST` times the shortest."""
+    scales = _scales(rep, "anisotropy")
+    ratio = scales.amax(dim=-1) / scales.amin(dim=-1).clamp_min(1e-8)
+    return (ratio - LONGEST_TO_SHORTEST).clamp_min(0).mean()
+
+
+def depth_tv(rep: Representation, out: RenderOutput, step: Step) -> Tensor:
+    """Total variation of depth inside the object, in world units per pixel."""
+    depth, alpha = out.depth, out.alpha.detach()
+    across = (depth[:, :, 1:] - depth[:, :, :-1]).abs() * alpha[:, :, 1:] * alpha[:, :, :-1]
+    down = (depth[:, 1:] - depth[:, :-1]).abs() * alpha[:, 1:] * alpha[:, :-1]
+    return across.mean() + down.mean()
+
+
+def _scales(rep: Representation, name: str) -> Tensor:
+    scales = getattr(rep, "scales", None)
+    if scales is None:
+        raise ValueError(f'The regulariser "{name}" needs elements with scales; a {type(rep).__name__} has none.')
+    return scales() if callable(scales) else scales
+
+
+LOSSES: dict[str, Callable[[Representation, RenderOutput, Step], Tensor]] = {
+    "opacity": opacity,
+    "sparsity": sparsity,
+    "scale": scale,
+    "anisotropy": anisotropy,
+    "depth_tv": depth_tv,
+}
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The weighted sum of named regularisers; without any it is 0."""
+
+    weights: Mapping[str, Number] = field(default_factory=dict, metadata={"inline": True})
+
+    def __post_init__(self) -> None:
+        for name in self.weights:
+            if name not in LOSSES:
+                raise ValueError(f'There is no regulariser "{name}"; known are: {", ".join(LOSSES)}.')
+
+    def __call__(self, rep: Representation, out: RenderOutput, step: Step) -> Tensor:
+        total = torch.zeros((), device=out.rgb.device, dtype=out.rgb.dtype)
+        for name, weight in self.weights.items():
+            total = total + value(weight, step.progress) * LOSSES[name](rep, out, step)
+        return total

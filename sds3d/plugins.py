@@ -1,0 +1,131 @@
+"""The one table from a recipe's `kind:` to its class, imported when used.
+
+Code comes from this table, from installed packages that name a guidance in the entry point group `sds3d.guidance`, or
+from a file that the user types after `--guidance`. A recipe or a run folder can name none of it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+KINDS: dict[str, dict[str, str]] = {
+    "guidance": {"sds": "sds3d.guidance.sds:Sds"},
+    "mix": {"cfg": "sds3d.guidance.mix:Cfg", "rescale": "sds3d.guidance.mix:Rescale"},
+    "start": {
+        "blob": "sds3d.representations.start:Blob",
+        "continue": "sds3d.representations.start:Continue",
+    },
+    "optimise": {"gaussians": "sds3d.representations.gaussians:GaussianOptimise"},
+    "renderer": {"splats": "sds3d.renderers.splats:Splats"},
+    "cameras": {"orbit": "sds3d.cameras:Orbit"},
+    "background": {
+        "named": "sds3d.renderers.background:Named",
+        "plain": "sds3d.renderers.background:Plain",
+        "random": "sds3d.renderers.background:Random",
+    },
+}
+
+# The declared types that stand for "one of a family": a field of such a type is written with `kind:`.
+FAMILIES: dict[str, str] = {
+    "sds3d.core:Guidance": "guidance",
+    "sds3d.core:Mix": "mix",
+    "sds3d.core:Renderer": "renderer",
+    "sds3d.engine:Start": "start",
+    "sds3d.engine:Optimise": "optimise",
+    "sds3d.engine:CameraSampler": "cameras",
+    "sds3d.engine:BackgroundSampler": "background",
+}
+
+GROUP = "sds3d.guidance"
+
+
+def place(thing: type) -> str:
+    """Where a class is found: "module:Name"."""
+    return f"{thing.__module__}:{thing.__qualname__}"
+
+
+def family_of(declared: object) -> str | None:
+    """The family that a declared type stands for, or None."""
+    return FAMILIES.get(place(declared)) if isinstance(declared, type) else None
+
+
+@cache
+def _installed() -> tuple[EntryPoint, ...]:
+    """The guidances that installed packages name; reading this list imports none of them."""
+    return tuple(entry_points(group=GROUP))
+
+
+def kinds(family: str) -> dict[str, str]:
+    """Every kind of a family and its place, installed plug-ins included; nothing is imported.
+
+    Raises ValueError where an installed guidance takes the name of a built-in one or of another.
+    """
+    found = dict(KINDS[family])
+    if family == "guidance":
+        for entry in _installed():
+            if found.get(entry.name, entry.value) != entry.value:
+                raise ValueError(f'Two guidances are called "{entry.name}": {found[entry.name]} and {entry.value}.')
+            found[entry.name] = entry.value
+    return found
+
+
+def load(family: str, kind: str, extra: Mapping[str, type] | None = None) -> type:
+    """The class of a kind. extra: kinds that the user named by file. Raises ValueError for an unknown kind."""
+    if extra and kind in extra:
+        return extra[kind]
+    table = kinds(family)
+    if kind not in table:
+        if family == "guidance" and ":" in kind:
+            raise ValueError(f"The guidance {kind} comes from a file; name that file again with --guidance {kind}.")
+        raise ValueError(unknown(family, kind, table))
+    module, _, name = table[kind].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def kind_of(family: str, cls: type, extra: Mapping[str, type] | None = None) -> str | None:
+    """The kind under which a family's table knows a class, or None."""
+    named = [kind for kind, known in (extra or {}).items() if known is cls]
+    return next(iter(named + [kind for kind, known in kinds(family).items() if known == place(cls)]), None)
+
+
+def load_file(spec: str) -> tuple[str, type]:
+    """The guidance class of "path/to/file.py:Class", which runs the file. Returns its kind and the class.
+
+    Raises ValueError for a file or class that is not there or is no guidance, and for a file that fails.
+    """
+    from .core import Guidance
+
+    name, _, wanted = spec.rpartition(":")
+    path = Path(name)
+    if path.suffix != ".py" or not wanted.isidentifier():
+        raise ValueError(f'A guidance from a file is written "file.py:Class", given "{spec}".')
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}.")
+    module_spec = importlib.util.spec_from_file_location(f"sds3d_file_{path.stem}", path)
+    assert module_spec is not None and module_spec.loader is not None  # A path that ends in .py has a loader.
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+    cls = getattr(module, wanted, None)
+    if not isinstance(cls, type) or not issubclass(cls, Guidance) or inspect.isabstract(cls):
+        raise ValueError(f"{path} has no guidance class {wanted}; a guidance derives from sds3d.core.Guidance.")
+    return spec, cls
+
+
+def unknown(what: str, given: str, known: Iterable[str]) -> str:
+    """A sentence for a name that does not exist, with the nearest one and all that do."""
+    known = list(known)
+    near = difflib.get_close_matches(given, known, n=1)
+    hint = f' Did you mean "{near[0]}"?' if near else ""
+    return f'There is no {what} "{given}".{hint} Known are: {", ".join(known) or "none"}.'
