@@ -51,8 +51,16 @@ def save(
     tokens.save_pretrained(folder / "tokenizer")
     CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokens), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-            max_position_embeddings=12, projection_dim=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+            vocab_size=len(tokens),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=12,
+            projection_dim=16,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
         )
     ).save_pretrained(folder / "text_encoder")
     cameras = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16} if multiview else {}

@@ -53,11 +53,11 @@ class TextReader:
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Float[Tensor, "n L d"]:
         """The last hidden states, fp32. Raises ValueError for an over-long prompt or unknown words."""
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.cache]
-        for prompt in new:
-            self.check(prompt)
-        if new:
-            tokens = self.tokenizer(new, padding="max_length", max_length=self.length, return_tensors="pt")
-            states = self.encoder(tokens["input_ids"].to(self.encoder.device)).last_hidden_state
-            self.cache.update(zip(new, states.float(), strict=True))
+        for prompt in prompts:
+            if prompt not in self.cache:
+                self.check(prompt)
+                # Each prompt is encoded alone, because the bits of a batched product depend on the batch.
+                tokens = self.tokenizer(prompt, padding="max_length", max_length=self.length, return_tensors="pt")
+                states = self.encoder(tokens["input_ids"].to(self.encoder.device)).last_hidden_state
+                self.cache[prompt] = states[0].float()
         return torch.stack([self.cache[prompt] for prompt in prompts])

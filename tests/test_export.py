@@ -1,0 +1,216 @@
+"""Exports: the bytes of a splat .ply, its round trip, the videos, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import importlib.util
+import struct
+
+import pytest
+import torch
+
+from sds3d.cameras import orbit
+from sds3d.core import Background
+from sds3d.export import EXPORTS, export, whole
+from sds3d.export import video as turntable_video
+from sds3d.export.ply import C0, TURN, read_ply, to_bytes
+from sds3d.renderers.splats import Splats
+from sds3d.representations.gaussians import Gaussians
+
+
+def three() -> Gaussians:
+    """Red at +x, green at +y, blue at +z."""
+    colours = torch.full((3, 3), -20.0).fill_diagonal_(20.0)
+    return Gaussians(
+        torch.eye(3),
+        torch.full((3, 3), -2.0),
+        torch.tensor([[1.0, 0, 0, 0]]).repeat(3, 1),
+        torch.full((3,), 1.5),
+        colours,
+    )
+
+
+def scattered(count: int = 40) -> Gaussians:
+    draw = torch.Generator().manual_seed(1)
+    return Gaussians(
+        torch.randn(count, 3, generator=draw) * 0.3,
+        torch.randn(count, 3, generator=draw) * 0.5 - 2,
+        torch.randn(count, 4, generator=draw),
+        torch.randn(count, generator=draw),
+        torch.randn(count, 3, generator=draw),
+    )
+
+
+HEADER = b"""ply
+format binary_little_endian 1.0
+element vertex 3
+property float x
+property float y
+property float z
+property float nx
+property float ny
+property float nz
+property float f_dc_0
+property float f_dc_1
+property float f_dc_2
+property float opacity
+property float scale_0
+property float scale_1
+property float scale_2
+property float rot_0
+property float rot_1
+property float rot_2
+property float rot_3
+end_header
+"""
+
+
+def test_three_gaussians_give_these_bytes():
+    full = 1.7724538  # (sigmoid(20) - 0.5) / C0
+    tail = (1.5, -2.0, -2.0, -2.0, 0.5, 0.5, -0.5, 0.5)  # logit opacity, log scales, wxyz
+    red = struct.pack("<17f", 0, 0, 1, 0, 0, 0, full, -full, -full, *tail)  # our +x, the front, is the file's +z
+    green = struct.pack("<17f", -1, 0, 0, 0, 0, 0, -full, full, -full, *tail)  # our +y, the left, is the file's -x
+    blue = struct.pack("<17f", 0, -1, 0, 0, 0, 0, -full, -full, full, *tail)  # our +z, up, is the file's -y
+    assert to_bytes(three()) == HEADER + red + green + blue
+
+
+def test_rotations_turn_with_the_frame():
+    """The covariance in the file's frame is that in ours, turned: so the quaternion and the matrix are one rotation."""
+    gaussians = scattered()
+    body = to_bytes(gaussians).partition(b"end_header\n")[2]
+    rows = torch.tensor(list(struct.iter_unpack("<17f", body)), dtype=torch.float64)
+
+    def covariance(log_scales, quats):
+        w, x, y, z = torch.nn.functional.normalize(quats, dim=1).unbind(1)
+        r = torch.stack(
+            [
+                *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+                *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+                *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+            ],
+            dim=1,
+        ).reshape(-1, 3, 3)
+        return r @ torch.diag_embed((2 * log_scales).exp()) @ r.mT
+
+    turn = torch.tensor(TURN, dtype=torch.float64)
+    ours = covariance(gaussians.log_scales.double(), gaussians.quats.double())
+    theirs = covariance(rows[:, 10:13], rows[:, 13:17])
+    torch.testing.assert_close(theirs, turn @ ours @ turn.T, rtol=1e-5, atol=1e-7)
+
+
+def test_read_back_it_is_the_same_picture(tmp_path):
+    gaussians = scattered()
+    path = export("ply", gaussians, tmp_path, Splats(), {"prompt": "a red cube\nend_header\n"})
+    again = read_ply(path)
+    torch.testing.assert_close(again.means, gaussians.means, rtol=0, atol=0)
+    torch.testing.assert_close(again.log_scales, gaussians.log_scales, rtol=0, atol=0)
+    torch.testing.assert_close(again.opacity_logits, gaussians.opacity_logits, rtol=0, atol=0)
+    torch.testing.assert_close(again.rgb, gaussians.rgb, rtol=0, atol=1e-6)
+    cameras, background = orbit([0.0, 100.0], 20.0, 48), Background(torch.ones(2, 3))
+    a, b = (Splats()(rep, cameras, background).rgb for rep in (gaussians, again))
+    assert a.std() > 0.05
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_colours_are_the_constant_harmonic():
+    body = to_bytes(scattered()).partition(b"end_header\n")[2]
+    dc = torch.tensor(list(struct.iter_unpack("<17f", body)))[:, 6:9]
+    torch.testing.assert_close(0.5 + C0 * dc, scattered().rgb.detach(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda b: b[:-1], "cut short"),
+        (lambda b: b + b"\0", "too long"),
+        (lambda b: b"obj" + b[3:], "not a .ply"),
+        (lambda b: b[:40], "no header"),
+        (lambda b: b"", "no header"),
+        (lambda b: b.replace(b"binary_little_endian", b"ascii"), "binary little-endian"),
+        (lambda b: b.replace(b"float rot_3", b"uchar rot_3"), "no float property rot_3"),
+        (lambda b: b.replace(b"property float opacity\n", b""), "no float property opacity"),
+        (lambda b: b.replace(b"float nx", b"float ny"), "twice"),
+        (lambda b: b.replace(b"vertex 3", b"vertex 99999999999"), "cut short"),
+        (lambda b: b.replace(b"vertex 3", b"vertex -3"), "one element"),
+        (lambda b: b.replace(b"float nx", b"list uchar int nx"), "do not have"),
+        (lambda b: b[:-68] + struct.pack("<f", float("nan")) + b[-64:], "not finite"),
+        (lambda b: b[:-16] + struct.pack("<4f", 0, 0, 0, 0), "length 0"),
+    ],
+)
+def test_damaged_files_are_refused_in_a_sentence(tmp_path, damage, said):
+    path = tmp_path / "asset.ply"
+    path.write_bytes(damage(to_bytes(three())))
+    with pytest.raises(ValueError, match=said):
+        read_ply(path)
+
+
+def test_a_header_of_another_writer_is_read(tmp_path):
+    """Without normals, with harmonics and comments."""
+    rows = list(struct.iter_unpack("<17f", to_bytes(three()).partition(b"end_header\n")[2]))
+    header = HEADER.replace(b"property float nx\nproperty float ny\nproperty float nz\n", b"comment made elsewhere\n")
+    header = header.replace(b"property float opacity\n", b"property float f_rest_0\nproperty float opacity\n")
+    body = b"".join(struct.pack("<15f", *r[:3], *r[6:9], 0.25, *r[9:]) for r in rows)
+    path = tmp_path / "other.ply"
+    path.write_bytes(header + body)
+    torch.testing.assert_close(read_ply(path).means.detach(), torch.eye(3))
+
+
+def test_unknown_formats_name_the_nearest(tmp_path):
+    with pytest.raises(ValueError, match="Did you mean ply"):
+        export("plyy", three(), tmp_path, Splats())
+    assert set(EXPORTS) >= {"ply", "mp4"}
+
+
+def test_another_representation_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Gaussians"):
+        export("ply", torch.nn.Linear(1, 1), tmp_path, Splats())
+
+
+def test_a_file_is_whole_or_absent(tmp_path):
+    path = tmp_path / "asset.ply"
+    path.write_text("before")
+    with pytest.raises(RuntimeError), whole(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "before" and [p.name for p in tmp_path.iterdir()] == ["asset.ply"]
+    with whole(path) as temporary:
+        temporary.write_text("after")
+    assert path.read_text() == "after" and [p.name for p in tmp_path.iterdir()] == ["asset.ply"]
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(turntable_video, "frames", lambda rep, renderer: draw_frames(rep, renderer, 6, 32))
+
+
+draw_frames = turntable_video.frames
+
+
+@pytest.mark.skipif(importlib.util.find_spec("av") is None, reason="PyAV is not installed")
+def test_the_turntable_is_a_video_that_browsers_play(tmp_path, short):
+    import av
+
+    path = export("mp4", scattered(), tmp_path, Splats(), {"prompt": "a cube"})
+    content = path.read_bytes()
+    assert path.name == "turntable.mp4" and content.index(b"moov") < content.index(b"mdat")
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+    assert len(pictures) == 6 and pictures[0].shape == (32, 32, 3)
+    drawn = draw_frames(scattered(), Splats(), 6, 32)
+    assert abs(pictures[0].astype(float) - drawn[0]).mean() < 10
+
+
+def test_without_a_video_library_it_is_an_animated_picture(tmp_path, short, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    path = export("mp4", scattered(), tmp_path, Splats())
+    assert path.name == "turntable.webp" and not (tmp_path / "turntable.mp4").exists()
+    with Image.open(path) as picture:
+        assert (picture.format, picture.n_frames, picture.size) == ("WEBP", 6, (32, 32))
+
+
+def test_odd_sides_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="even"):
+        turntable_video.write_mp4(draw_frames(three(), Splats(), 1, 31), tmp_path / "a.mp4", {})
