@@ -83,5 +83,5 @@ class Cache:
 
     def read(self, groups: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Colour times alpha [n, 4, 64, 64, 3], alpha [..., 1] and normals (n + 1) / 2 [..., 3] as floats in [0, 1]."""
-        pictures = torch.from_numpy(self.array[np.sort(groups)]).float() / 255
+        pictures = torch.from_numpy(self.array[groups]).float() / 255
         return pictures[..., :3], pictures[..., 3:4], pictures[..., 4:]

@@ -1,0 +1,258 @@
+"""Train the embedded prior: `python -m sds3d.playroom.train --work FOLDER`.
+
+Pictures are rendered once into FOLDER and may go on being rendered by another process (`--render-only`) while this one
+trains. Killed and started again, training goes on from FOLDER/train.pt, which is its own file and never leaves the
+machine; `--from-shipped` starts from the package's weights with a fresh optimiser instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..cameras import view_word
+from ..diffusion import v_from_eps
+from ..priors.multiview import OptionalCamera, camera_vector
+from ..renderers.background import COLOURS as BACKGROUND_RGB
+from . import network
+from .data import VIEWS, Cache, cameras
+from .grammar import Head, Pair, Spec, Thing, Toy, caption
+
+GREY = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step learns from: pictures [N, 64, 64, 3], one caption a row, cameras [N, 16] or None."""
+
+    pictures: Tensor
+    captions: list[str]
+    camera: Tensor | None
+
+
+def opened(spec: Spec, rng: np.random.Generator) -> Spec:
+    """The scene's caption with some of its colours left out."""
+
+    def maybe(value: str | None) -> str | None:
+        return None if rng.random() < 0.5 else value
+
+    if isinstance(spec, Thing):
+        return Thing(spec.shape, maybe(spec.colour))
+    if isinstance(spec, Pair):
+        return Pair(opened(spec.first, rng), opened(spec.second, rng), spec.relation)
+    if isinstance(spec, Toy):
+        return Toy(spec.kind, maybe(spec.colour), maybe(spec.part))
+    extras = (spec.glasses, spec.hat, spec.beard, spec.smile)
+    return Head(maybe(spec.skin), maybe(spec.hair), maybe(spec.eyes), *extras)
+
+
+def draw_batch(cache: Cache, groups: int, rng: np.random.Generator, single: bool) -> Batch:
+    """Random groups with random plain backgrounds. single: rows without a camera, most of them with a view word."""
+    chosen = rng.integers(0, cache.ready, groups)
+    colour, alpha, normals = cache.read(chosen)
+    names = list(BACKGROUND_RGB)
+    pictures, captions, poses = [], [], []
+    for i, group in enumerate(chosen):
+        spec = cache.specs[group]
+        words = caption(opened(spec, rng) if rng.random() < 0.25 else spec)
+        name = names[rng.integers(len(names))]
+        rgb, view = BACKGROUND_RGB[name], cameras(int(group))
+        picture = colour[i]
+        if rng.random() < 0.1:
+            words, name, rgb, picture = f"{words}, normals", "grey", GREY, normals[i] * alpha[i]
+        pictures.append(picture + (1 - alpha[i]) * torch.tensor(rgb))
+        background = f", on {name}" if rng.random() < 0.5 else ""
+        poses.append(camera_vector(view))
+        dropped = rng.random() < 0.1  # the empty caption of classifier-free guidance
+        for azimuth in view.azimuth_deg.tolist():
+            seen = f", {view_word(azimuth)} view" if single and rng.random() < 0.8 else ""
+            captions.append("" if dropped else f"{words}{seen}{background}")
+    return Batch(torch.cat(pictures), captions, None if single else torch.cat(poses))
+
+
+def draw_t(groups: int, rng: np.random.Generator, single: bool) -> Tensor:
+    """Indices of noise levels [4 groups], a third of them above 0.8 T, where the text decides; a joint group shares one."""
+    n = groups * VIEWS if single else groups
+    t = np.where(rng.random(n) < 1 / 3, rng.uniform(800, 1000, n), rng.uniform(0, 1000, n)).astype(np.int64)
+    return torch.from_numpy(t if single else t.repeat(VIEWS))
+
+
+class Training:
+    """The networks, their averages, the optimiser and the random stream: all that a checkpoint holds."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.device = args, torch.device(args.device)
+        self.unet, self.text = network.seeded(args.seed) if not args.from_shipped else network.load(args.from_shipped)
+        self.unet.class_embedding = OptionalCamera(self.unet.class_embedding)
+        self.unet.to(self.device, memory_format=torch.channels_last)
+        self.text.to(self.device)
+        self.average = deepcopy(nn.ModuleList([self.unet, self.text])).requires_grad_(False)
+        self.parameters = [*self.unet.parameters(), *self.text.parameters()]
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+        self.step, self.seconds = 0, 0.0
+        self.tokenizer = network.tokenizer()
+        self.alphas = network.scheduler().alphas_cumprod.to(self.device)
+        self.tokens: dict[str, list[int]] = {}
+
+    def encode(self, captions: list[str]) -> Tensor:
+        """Token embeddings [N, L, d] of captions, each distinct one encoded once."""
+        distinct = list(dict.fromkeys(captions))
+        for words in distinct:
+            if words not in self.tokens:
+                padded = self.tokenizer(words, padding="max_length", max_length=network.TEXT_LENGTH, truncation=True)
+                self.tokens[words] = padded["input_ids"]
+        ids = torch.tensor([self.tokens[words] for words in distinct], device=self.device)
+        hidden = self.text(input_ids=ids).last_hidden_state
+        row = {words: i for i, words in enumerate(distinct)}
+        return hidden[[row[words] for words in captions]]
+
+    def loss(self, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
+        """Squared error of v per row [N]."""
+        z = F.pixel_unshuffle(2 * batch.pictures.permute(0, 3, 1, 2).to(self.device) - 1, network.UNSHUFFLE)
+        z = z.contiguous(memory_format=torch.channels_last)
+        t, noise = t.to(self.device), noise.to(self.device)
+        alpha, sigma = (level.sqrt()[:, None, None, None] for level in (self.alphas[t], 1 - self.alphas[t]))
+        labels = OptionalCamera.labels(batch.camera, len(z)).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            v = self.unet(
+                alpha * z + sigma * noise,
+                t,
+                self.encode(batch.captions),
+                class_labels=labels,
+                cross_attention_kwargs={"views": 1 if batch.camera is None else VIEWS},
+                return_dict=False,
+            )[0]
+        return (v.float() - v_from_eps(z, noise, alpha, sigma)).square().mean(dim=(1, 2, 3))
+
+    def train_step(self, cache: Cache) -> tuple[Tensor, Tensor]:
+        """One update; returns times [N] and losses [N]."""
+        rng = np.random.default_rng((self.args.seed, self.step))
+        single = rng.random() < 0.2
+        batch = draw_batch(cache, self.args.groups, rng, single)
+        t = draw_t(self.args.groups, rng, single)
+        noise = torch.from_numpy(rng.standard_normal((len(t), 48, 16, 16), dtype=np.float32))
+        rate = learning_rate(self.step, self.args)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        losses = self.loss(batch, t, noise)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses.mean().backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        if not norm.isfinite():
+            raise RuntimeError(f"The gradient is not finite at step {self.step}; the last checkpoint is kept.")
+        self.optimiser.step()
+        self.step += 1
+        decay = min(self.args.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            averages = list(self.average.parameters())
+            torch._foreach_lerp_(averages, [p.detach() for p in self.parameters], 1 - decay)
+        return t, losses.detach().cpu()
+
+    def state(self) -> dict:
+        return {
+            "unet": self.unet.state_dict(),
+            "text": self.text.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+
+    def load(self, state: dict) -> None:
+        self.unet.load_state_dict(state["unet"])
+        self.text.load_state_dict(state["text"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def export(self, folder: Path) -> None:
+        """The averaged weights as a diffusers folder."""
+        unet, text = deepcopy(self.average).cpu()
+        unet.class_embedding = unet.class_embedding.embed
+        network.save(folder, unet.to(memory_format=torch.contiguous_format), text)
+
+
+def learning_rate(step: int, args: argparse.Namespace) -> float:
+    """A short warm-up, a constant rate, and a fall to zero over the last part, so that `steps` may be moved later."""
+    warm = min(1.0, (step + 1) / 200)
+    fall = (args.steps - step) / (args.steps * args.decay_share)
+    return args.lr * warm * min(1.0, max(fall, 0.0))
+
+
+@torch.no_grad()
+def text_gap(training: Training, cache: Cache) -> tuple[float, float]:
+    """x0 error at t = 0.9 with true and with shuffled captions: equal numbers mean that the text is not learned."""
+    rng = np.random.default_rng(1)
+    batch = draw_batch(cache, 8, rng, single=False)
+    t = torch.full((len(batch.captions),), 900)
+    noise = torch.from_numpy(rng.standard_normal((len(t), 48, 16, 16), dtype=np.float32))
+    shuffled = Batch(batch.pictures, batch.captions[4:] + batch.captions[:4], batch.camera)
+    sigma2 = 1 - float(training.alphas[900])  # the error of x0 is sigma^2 times that of v
+    true, false = (training.loss(b, t, noise).mean().item() * sigma2 for b in (batch, shuffled))
+    return true, false
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m sds3d.playroom.train", description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder for pictures, checkpoints and exported weights")
+    parser.add_argument("--steps", type=int, default=20000, help="length of the whole schedule")
+    parser.add_argument("--until", type=int, help="stop earlier, at this step")
+    parser.add_argument("--scenes", type=int, default=12000, help="groups of four views to render")
+    parser.add_argument("--render-only", action="store_true", help="fill the cache of pictures and stop")
+    parser.add_argument("--groups", type=int, default=8, help="groups of four views a step")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--decay-share", type=float, default=0.3, help="part of the schedule in which the rate falls")
+    parser.add_argument("--ema", type=float, default=0.9985)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--from-shipped", type=Path, help="start from this prior folder, with a fresh optimiser")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    cache = Cache(args.work, args.scenes)
+    if args.render_only or cache.ready == 0:
+        cache.fill(lambda done: print(f"rendered {done}/{args.scenes}", flush=True) if done % 500 == 0 else None)
+        if args.render_only:
+            return
+    training, checkpoint = Training(args), args.work / "train.pt"
+    if checkpoint.exists():
+        training.load(torch.load(checkpoint, map_location=training.device, weights_only=True))
+    until = min(args.until or args.steps, args.steps)
+    seen: list[tuple[Tensor, Tensor]] = []
+    last = time.monotonic()
+    while training.step < until:
+        seen.append(training.train_step(cache))
+        if training.step % 100 == 0 or training.step == until:
+            now = time.monotonic()
+            training.seconds, last = training.seconds + now - last, now
+            t, losses = (torch.cat(column) for column in zip(*seen, strict=True))
+            seen.clear()
+            line = {"step": training.step, "seconds": round(training.seconds), "loss": round(losses.mean().item(), 5)}
+            line["loss_high_t"] = round(losses[t > 850].mean().item(), 5)
+            if training.step % 500 == 0:
+                line["x0_true"], line["x0_shuffled"] = (round(x, 4) for x in text_gap(training, cache))
+            with (args.work / "train.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+            print(line, flush=True)
+        if training.step % 500 == 0 or training.step == until:
+            fresh = checkpoint.with_suffix(".tmp")
+            torch.save(training.state(), fresh)
+            fresh.replace(checkpoint)
+            training.export(args.work / "prior")
+
+
+if __name__ == "__main__":
+    main()
