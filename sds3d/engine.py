@@ -295,6 +295,12 @@ def fit(
     return stage.steps
 
 
+def check(recipe: Recipe, prompts: Prompts, priors: Mapping[str, Prior]) -> None:
+    """Raise ValueError for what would stop a run before its first step; see `Stage.terms`."""
+    for name, stage in recipe.stages.items():
+        stage.terms(prompts, priors, Step(0, name))
+
+
 def run(
     recipe: Recipe,
     prompts: Prompts,

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Any
 
 KINDS: dict[str, dict[str, str]] = {
     "guidance": {"sds": "sds3d.guidance.sds:Sds"},
@@ -45,6 +46,8 @@ FAMILIES: dict[str, str] = {
 }
 
 GROUP = "sds3d.guidance"
+
+BENCHES = {"prior": "sds3d.playroom.bench:prior", "playroom": "sds3d.playroom.bench:playroom"}
 
 
 def place(thing: type) -> str:
@@ -77,6 +80,12 @@ def kinds(family: str) -> dict[str, str]:
     return found
 
 
+def fetch(where: str) -> Any:
+    """What lies at "module:name", imported now."""
+    module, _, name = where.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def load(family: str, kind: str, extra: Mapping[str, type] | None = None) -> type:
     """The class of a kind. extra: kinds that the user named by file. Raises ValueError for an unknown kind."""
     if extra and kind in extra:
@@ -86,8 +95,7 @@ def load(family: str, kind: str, extra: Mapping[str, type] | None = None) -> typ
         if family == "guidance" and ":" in kind:
             raise ValueError(f"The guidance {kind} comes from a file; name that file again with --guidance {kind}.")
         raise ValueError(unknown(family, kind, table))
-    module, _, name = table[kind].partition(":")
-    return getattr(importlib.import_module(module), name)
+    return fetch(table[kind])
 
 
 def kind_of(family: str, cls: type, extra: Mapping[str, type] | None = None) -> str | None:

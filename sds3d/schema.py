@@ -81,7 +81,7 @@ def convert(data: Any, declared: Any, path: str, extra: Mapping[str, type]) -> A
             raise RecipeError(path, plugins.unknown("value", str(data), map(str, arguments)))
         return data
     if declared in (int, float):
-        return _number(data, declared, path)
+        return number(data, declared, path)
     if declared is Range:
         return _range(data, path, extra)
     if origin in (tuple, list, Sequence):
@@ -117,15 +117,13 @@ def _fits(data: Any, declared: Any) -> bool:
     return isinstance(data, dict)
 
 
-def _number(data: Any, declared: type, path: str) -> int | float:
-    if isinstance(data, int):
-        return declared(data)
-    number = float(data)
-    if not math.isfinite(number):
-        raise RecipeError(path, f"must be a finite number, given {data}.")
-    if declared is int and not number.is_integer():
-        raise RecipeError(path, f"must be a whole number, given {data}.")
-    return declared(number)
+def number(data: int | float | str, declared: type, path: str) -> int | float:
+    """A finite number of the declared type, int or float; 2e2 is a whole number too. Raises RecipeError."""
+    written = not isinstance(data, str) or FLOAT.fullmatch(data) is not None
+    exact = data if isinstance(data, int) else float(data) if written else math.nan
+    if not math.isfinite(exact) or (declared is int and exact != int(exact)):
+        raise RecipeError(path, f"must be {_say(declared)}, given {_show(data)}.")
+    return declared(exact)
 
 
 def _list(data: list, declared: Any, path: str, extra: Mapping[str, type]) -> tuple | list:

@@ -1,0 +1,270 @@
+"""The command line: results on standard output, everything else on standard error.
+
+Exit codes: 0 done, 1 the run failed, 2 the input was refused, 130 interrupted with the state saved. Nothing heavy is
+imported here; each command imports what it needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from .generate import Job, Made
+
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+
+
+class Stop:
+    """The flag of an interrupted run: the first signal sets it, the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.signal)
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def signal(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            os._exit(INTERRUPTED)
+        self.asked = True
+        # Python's own streams may be in the middle of a write, which the lower level does not disturb.
+        os.write(2, b"\nFinishing this step and saving; interrupt again to leave at once.\n")
+
+
+def _end(error: BaseException, code: int) -> NoReturn:
+    """Leave with a sentence, and with the traceback where --debug asks for it."""
+    from .files import explain
+
+    if click.get_current_context().find_root().meta.get("debug"):
+        traceback.print_exception(error, file=sys.stderr)
+    message = explain(error) if isinstance(error, OSError) else " ".join(str(error).split())
+    # What was typed may hold control or unpaired characters, which must reach no terminal.
+    message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    click.echo(f"error: {message or type(error).__name__}", err=True)
+    raise SystemExit(code)
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Before anything is written: what cannot be done is refused."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        _end(error, REFUSED)
+    except Exception as error:
+        _end(error, FAILED)
+
+
+@contextlib.contextmanager
+def running() -> Iterator[None]:
+    """While the run is at work: an error ends it."""
+    try:
+        yield
+    except Exception as error:
+        _end(error, FAILED)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """Turn a sentence into a 3D asset by score distillation.
+
+    \b
+    sds3d generate "a red cube on top of a blue cylinder"
+    sds3d generate "a head with red hair and glasses" --seed 3 --draft
+    sds3d list words
+    sds3d doctor
+    """
+
+
+@cli.command()
+@click.argument("prompt", required=False)
+@click.option(
+    "--recipe", metavar="NAME|FILE", help="How to make it: `sds3d list recipes`, or a YAML file.  [gaussians]"
+)
+@click.option("--prior", metavar="NAME|DIR", help="The diffusion model that guides: `sds3d list priors`, or a folder.")
+@click.option("--guidance", metavar="NAME|FILE:CLASS", help="Replace each stage's guidance by this one, called main.")
+@click.option("--negative", metavar="TEXT", help="What it should not be.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Another seed gives another asset.  [0]")
+@click.option("--steps", metavar="N", help="Steps in all, shared by the stages in proportion.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The run folder.  [runs/PROMPT-sSEED]")
+@click.option("--force", is_flag=True, help="Replace the run that the folder holds.")
+@click.option("--device", metavar="cpu|cuda", help="Where to compute.  [a GPU where there is one]")
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change one value of the recipe.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option("--draft", is_flag=True, help="Only the prior's own views of the prompt, in seconds: draft.png.")
+@click.option("--dry-run", is_flag=True, help="Check everything, print the resolved recipe, make nothing.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of paths.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def generate(
+    context: click.Context, dry_run: bool, draft: bool, quiet: bool, as_json: bool, debug: bool, **given: Any
+) -> None:
+    """Make the asset of PROMPT and print its files.
+
+    \b
+    sds3d generate "a red cube"
+    sds3d generate "a green house with a red roof" --steps 150 --out house
+    sds3d generate "a red cube" --set stages.shape.guidance.sds.mix.scale=7
+    sds3d generate "a red cube" --guidance ./mine.py:ClassifierScore
+    sds3d generate --resume --out house
+
+    A run lives in a folder: preview.png shows it while it is made, run.json tells how it was made. Ctrl-C saves it,
+    --resume goes on to the same result.
+    """
+    context.find_root().meta["debug"] = debug
+    with refusing():
+        from .generate import Request, open_priors, plan
+
+        job = plan(Request(**{**given, "steps": _whole(given["steps"])}))
+        priors = open_priors(job)
+    if dry_run:
+        click.echo(json.dumps({"folder": str(job.path), "prompt": job.prompts.prompt, "recipe": job.data()}, indent=2))
+        return
+    if draft:
+        _draft(job, priors, as_json)
+        return
+    with refusing():
+        from .generate import begin
+
+        folder = begin(job, given["force"])
+    made = _make(job, priors, folder, quiet)
+    folder.close()
+    _tell(made, as_json, quiet)
+
+
+def _whole(text: str | None) -> int | None:
+    """A number of steps as typed: 200, or 2e2."""
+    if text is None:
+        return None
+    from .schema import number
+
+    return number(text, int, "--steps")
+
+
+def _draft(job: Job, priors: Any, as_json: bool) -> None:
+    from .generate import draft
+
+    with running():
+        path = draft(job, priors)
+    click.echo(json.dumps({"draft": str(path)}) if as_json else str(path))
+
+
+def _make(job: Job, priors: Any, folder: Any, quiet: bool) -> Made:
+    from .generate import make
+    from .watchers import ProgressLine
+
+    stop = Stop()
+
+    def say(sentence: str) -> None:
+        if not quiet:
+            click.echo(sentence, err=True)
+
+    with running(), contextlib.ExitStack() as stack:
+        watchers = () if quiet else (stack.enter_context(ProgressLine(job.recipe)),)
+        return make(job, priors, folder, watchers, stop, say)
+
+
+def _tell(made: Made, as_json: bool, quiet: bool) -> None:
+    """The result on standard output, and for an interrupted run how to go on."""
+    if as_json:
+        assets = {name: str(path) for name, path in made.assets.items()}
+        status = "done" if made.done else "interrupted"
+        where = {"stage": made.stage, "next_step": made.index}
+        click.echo(json.dumps({"folder": str(made.path), "status": status, **where, "assets": assets}))
+    else:
+        for path in made.assets.values():
+            click.echo(str(path))
+    if not made.done:
+        if not quiet:
+            click.echo(
+                f"Saved before step {made.index} of {made.stage}. Go on with: sds3d generate --resume --out {made.path}",
+                err=True,
+            )
+        raise SystemExit(INTERRUPTED)
+
+
+@cli.command("list")
+@click.argument("kind", required=False)
+def list_(kind: str | None) -> None:
+    """Name what there is: recipes, priors, guidance, words, exports, and every other kind of a recipe.
+
+    \b
+    sds3d list
+    sds3d list words
+    """
+    with refusing():
+        from .listing import listing
+
+        for title, lines in listing(kind):
+            click.echo(title)
+            for line in lines:
+                click.echo(f"  {line}")
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--device", metavar="cpu|cuda", help="Where to compute.  [a GPU where there is one]")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Where to save the figures.")
+def bench(name: str | None, device: str | None, out: Path | None) -> None:
+    """Measure NAME against exact ground truth, print the figures and save them.
+
+    \b
+    sds3d bench prior      how well the playroom's prior draws held-out captions
+    sds3d bench playroom   how well the default recipe makes 24 fixed prompts
+    """
+    with refusing():
+        from . import plugins
+        from .machine import choose_device
+
+        if name not in plugins.BENCHES:
+            raise ValueError(plugins.unknown("benchmark", name or "", plugins.BENCHES))
+        function = plugins.fetch(plugins.BENCHES[name])
+        chosen = choose_device(device)
+    with running():
+        function(chosen, out)
+
+
+@cli.command()
+def doctor() -> None:
+    """Tell what this machine can do, what draws what and why, and what to install for more."""
+    with running():
+        from .machine import report
+
+        for name, sentence in report():
+            click.echo(f"{name:24}{sentence}")
+
+
+def main() -> NoReturn:
+    """The entry point `sds3d`."""
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has left; a second error at exit must not follow.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = FAILED
+    else:
+        code = 0
+    sys.exit(code)

@@ -1,0 +1,313 @@
+"""From a request to a run folder with an asset: plan, open, begin, make.
+
+`plan` and `open_priors` refuse what cannot work before anything is written; `make` runs, records and exports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import __version__, machine, plugins, recipes, schema
+from .cameras import orbit
+from .core import Background, Prior, Step
+from .diffusion import ddim_sample
+from .engine import Outcome, Recipe, Stage, Watcher, check, never, run
+from .files import sync_folder, write
+from .prompts import Embeddings, Prompts
+from .record import RunFolder, check_free, read_manifest, slug
+from .watchers import PREVIEW_AZIMUTHS, Recorder, png
+
+DRAFT_STEPS, DRAFT_SCALE = 30, 4.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for; None is what the user left open."""
+
+    prompt: str | None = None
+    recipe: str | None = None
+    prior: str | None = None
+    guidance: str | None = None
+    negative: str | None = None
+    seed: int | None = None
+    steps: int | None = None
+    out: Path | None = None
+    device: str | None = None
+    overrides: Sequence[str] = ()
+    resume: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request that can be carried out, as far as can be known without opening a prior."""
+
+    prompts: Prompts
+    recipe: Recipe
+    seed: int
+    path: Path
+    device: torch.device
+    resume: bool = False
+    files: Mapping[str, type] = field(default_factory=dict)  # guidances from files, by what the user typed
+
+    def data(self) -> dict[str, Any]:
+        """The resolved recipe as plain data."""
+        return schema.to_data(self.recipe, self.files)
+
+
+def plan(request: Request) -> Job:
+    """Resolve a request. Raises ValueError, in a sentence, for what cannot be done; changes nothing."""
+    device = machine.choose_device(request.device)
+    files = {}
+    if request.guidance is not None and ":" in request.guidance:
+        files = dict([plugins.load_file(request.guidance)])
+    if request.resume:
+        return _plan_resume(request, device, files)
+    if request.prompt is None:
+        raise ValueError('A prompt is missing; for example: sds3d generate "a red cube".')
+    prompts = Prompts(request.prompt, request.negative)
+    seed = request.seed or 0
+    path = request.out or Path("runs") / f"{slug(prompts.prompt)}-s{seed}"
+    check_free(path, request.force)
+    recipe = recipes.build(_data(request), files)
+    if prompts.negative is not None:
+        recipe = _with_negative(recipe)
+    _check_exports(recipe)
+    return Job(prompts, recipe, seed, path, device, files=files)
+
+
+def _data(request: Request) -> dict[str, Any]:
+    """The recipe's data with the request's changes; steps are shared in the stages' proportion, `--set` comes last."""
+    data = recipes.read(request.recipe or "gaussians")
+    stages = recipes.build(data).stages  # The changes below need a whole recipe.
+    total, before = max(sum(stage.steps for stage in stages.values()), 1), 0
+    for name, stage in stages.items():
+        told = data["stages"][name]
+        if request.prior is not None:
+            told["prior"] = request.prior
+        if request.guidance is not None:
+            told["guidance"] = {"main": {"kind": request.guidance}}
+        if request.steps is not None:
+            after = before + stage.steps
+            told["steps"] = round(request.steps * after / total) - round(request.steps * before / total)
+            before = after
+    for assignment in request.overrides:
+        recipes.override(data, assignment)
+    return data
+
+
+def _plan_resume(request: Request, device: torch.device, files: Mapping[str, type]) -> Job:
+    """The job of a run that has begun: its own prompt, seed and recipe."""
+    changed = [name for name in ("recipe", "prior", "negative", "steps") if getattr(request, name) is not None]
+    if request.overrides or changed or request.force:
+        option = "set" if request.overrides else (changed or ["force"])[0]
+        raise ValueError(f"--resume goes on with the run as it was begun; leave out --{option}.")
+    if request.out is None and request.prompt is None:
+        raise ValueError("--resume needs the prompt or the folder of the run: --out DIR.")
+    path = request.out or Path("runs") / f"{slug(Prompts(request.prompt or '').prompt)}-s{request.seed or 0}"
+    manifest = read_manifest(path)
+    prompts = Prompts(manifest["prompt"], manifest.get("negative"))
+    if request.prompt is not None and Prompts(request.prompt).prompt != prompts.prompt:
+        raise ValueError(f'{path} holds a run of "{prompts.prompt}", not of "{request.prompt}".')
+    if request.seed is not None and request.seed != manifest["seed"]:
+        raise ValueError(f"{path} holds a run with seed {manifest['seed']}, not {request.seed}.")
+    if request.device is None:
+        device = machine.choose_device(manifest.get("machine", {}).get("device"))
+    return Job(prompts, recipes.build(manifest["recipe"], files), manifest["seed"], path, device, True, files)
+
+
+def _with_negative(recipe: Recipe) -> Recipe:
+    """The recipe with every mix measured from the negative prompt. Raises ValueError where no mix has a base."""
+    stages = {}
+    for name, stage in recipe.stages.items():
+        terms = {
+            term: replace(guide, guidance=_from_negative(guide.guidance)) for term, guide in stage.guidance.items()
+        }
+        stages[name] = replace(stage, guidance=terms)
+    changed = replace(recipe, stages=stages)
+    if changed == recipe:
+        raise ValueError("--negative is given, but no guidance of this recipe reads a negative prompt.")
+    return changed
+
+
+def _from_negative(thing: Any) -> Any:
+    if not is_dataclass(thing) or isinstance(thing, type):
+        return thing
+    if getattr(thing, "base", None) == "uncond":
+        return replace(thing, base="negative")
+    return replace(thing, **{f.name: _from_negative(getattr(thing, f.name)) for f in fields(thing) if f.init})
+
+
+def _check_exports(recipe: Recipe) -> None:
+    from .export import EXPORTS
+
+    for name in recipe.exports:
+        if name not in EXPORTS:
+            raise ValueError(f"exports: {plugins.unknown('format', name, EXPORTS)}")
+
+
+def open_priors(job: Job) -> dict[str, Prior]:
+    """Every prior that the job needs, checked against its recipe and prompt. Raises ValueError, OSError."""
+    from .priors.catalogue import open_prior
+
+    names = dict.fromkeys(name for stage in job.recipe.stages.values() for name in sorted(stage.priors()))
+    priors: dict[str, Prior] = {name: open_prior(name, job.device) for name in names}
+    check(job.recipe, job.prompts, priors)
+    return priors
+
+
+def begin(job: Job, force: bool = False) -> RunFolder:
+    """The job's run folder, locked: new, or as it was left. Raises ValueError, OSError."""
+    return RunFolder.resume(job.path) if job.resume else RunFolder.new(job.path, force)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a job ended with. done: false where it was interrupted. assets: format -> file. notes: what to tell."""
+
+    path: Path
+    done: bool
+    stage: str
+    index: int
+    assets: Mapping[str, Path]
+    notes: tuple[str, ...] = ()
+
+
+def make(
+    job: Job,
+    priors: Mapping[str, Prior],
+    folder: RunFolder,
+    watchers: Sequence[Watcher] = (),
+    stop: Callable[[], bool] = never,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Made:
+    """Run the job in its folder to its assets, or until `stop`. say: hears what the user should know at once."""
+    start = time.monotonic()
+    saved = _introduce(job, priors, folder, say)
+    recorder = Recorder(folder, job.recipe)
+    try:
+        outcome = run(job.recipe, job.prompts, priors, job.seed, job.device, (recorder, *watchers), stop, saved)
+        ran = time.monotonic()
+        if not outcome.done:
+            recorder.save()
+        assets = export_all(job, priors, outcome, folder) if outcome.done else {}
+    except Exception as error:
+        # A full disk fails here again; the first error is the one to tell.
+        with contextlib.suppress(OSError):
+            folder.note(status="failed", error=f"{type(error).__name__}: {error}")
+        raise
+    timings = {"run": round(ran - start, 3), **{f"stage {k}": v for k, v in recorder.timings().items()}}
+    if outcome.done:
+        timings["export"] = round(time.monotonic() - ran, 3)
+    folder.note(
+        status="done" if outcome.done else "interrupted",
+        timings_s=timings,
+        peak_memory_mb=machine.peak_memory_mb(),
+        assets={name: path.name for name, path in assets.items()},
+    )
+    return Made(folder.path, outcome.done, outcome.stage, outcome.index, assets)
+
+
+def _introduce(job: Job, priors: Mapping[str, Prior], folder: RunFolder, say: Callable[[str], None]) -> Any:
+    """Write the manifest of a run that begins, or add to that of one that goes on; returns where it stood."""
+    if not job.resume:
+        folder.note(
+            sds3d=__version__,
+            status="running",
+            prompt=job.prompts.prompt,
+            negative=job.prompts.negative,
+            seed=job.seed,
+            recipe=job.data(),
+            priors=_told(priors),
+            guidance_files=_hashes(job.files),
+            machine=machine.facts(job.device),
+            began=_now(),
+        )
+        return None
+    then = folder.manifest
+    threads = then.get("machine", {}).get("threads", torch.get_num_threads())
+    if threads != torch.get_num_threads() and threads <= (machine.facts(job.device)["cores"]):
+        torch.set_num_threads(threads)
+    different = machine.changes(then.get("machine", {}), machine.facts(job.device))
+    if then.get("priors") != _told(priors):
+        different.append("other prior weights")
+    if then.get("guidance_files", {}) != _hashes(job.files):
+        different.append("another guidance file")
+    saved = folder.load()
+    where = (
+        f'step {saved.index} of stage "{saved.stage}"'
+        if saved
+        else "the beginning, as it was stopped before its first checkpoint"
+    )
+    say(f"Going on from {where}.")
+    if different:
+        say(f"The result will not be the undisturbed run's to the last bit: {'; '.join(different)}.")
+    resumed = {"at": _now(), "stage": saved.stage if saved else None, "index": saved.index if saved else 0}
+    folder.note(
+        status="running", resumed=[*then.get("resumed", []), {**resumed, "exact": not different, "changed": different}]
+    )
+    return saved
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _told(priors: Mapping[str, Prior]) -> dict[str, dict[str, str]]:
+    """Hash and licence of each prior that has them; one built in Python may not."""
+    known = ("sha256", "licence")
+    return {name: {key: getattr(prior, key) for key in known if hasattr(prior, key)} for name, prior in priors.items()}
+
+
+def _hashes(files: Mapping[str, type]) -> dict[str, str]:
+    return {spec: hashlib.sha256(Path(spec.rpartition(":")[0]).read_bytes()).hexdigest() for spec in files}
+
+
+def export_all(job: Job, priors: Mapping[str, Prior], outcome: Outcome, folder: RunFolder) -> dict[str, Path]:
+    """Write the asset in the recipe's formats, each file whole or absent."""
+    from .export import export
+
+    renderer = job.recipe.stages[outcome.stage].renderer
+    provenance = {
+        "generator": f"sds3d {__version__}",
+        "prompt": job.prompts.prompt,
+        "seed": str(job.seed),
+        "priors": ", ".join(
+            f"{name} ({told.get('licence', 'no licence given')})" for name, told in _told(priors).items()
+        ),
+    }
+    assets = {name: export(name, outcome.rep, folder.path, renderer, provenance) for name in job.recipe.exports}
+    sync_folder(folder.path)
+    return assets
+
+
+@torch.no_grad()
+def draft(job: Job, priors: Mapping[str, Prior]) -> Path:
+    """The first stage's prior's own four views of the prompt, in seconds: draft.png in the run folder."""
+    stage: Stage = next(iter(job.recipe.stages.values()))
+    prior = priors[stage.prior]
+    cameras = orbit(PREVIEW_AZIMUTHS, 15.0, prior.size).to(torch.zeros((), device=job.device))
+    named = stage.background(Step(job.seed), 4, 4).name is not None
+    background = Background(torch.ones(4, 3, device=job.device), ("white",) if named else None)
+    prompts = replace(job.prompts, view_words=prior.group == 1)
+    embeddings = Embeddings(prior)
+    texts = prompts.texts(cameras, background)
+    texts["uncond"] = texts.get("negative", texts["uncond"])
+    conditions = {name: prior.condition(embeddings(rows), cameras) for name, rows in texts.items()}
+    like = prior.encode(torch.zeros(4, prior.size, prior.size, 3, device=job.device))
+    noise = Step(job.seed, "draft").normal("noise", like)
+    clean = ddim_sample(prior, noise, conditions, DRAFT_STEPS, DRAFT_SCALE, getattr(prior, "data_range", None))
+    job.path.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(job.path)
+    write(folder.path / "draft.png", png(prior.decode(clean).clamp(0, 1)))
+    folder.close()
+    return job.path / "draft.png"
