@@ -39,7 +39,7 @@ def export(
 ) -> Path:
     """Write one format into a folder and return the file's path.
 
-    Raises ValueError for an unknown format (with the nearest known ones) and for a representation that the format
+    Raises ValueError for an unknown format (with the nearest known one), TypeError for a representation that the format
     cannot hold, OSError when the file cannot be written.
     """
     if name not in EXPORTS:

@@ -41,9 +41,9 @@ SIZES |= {"int": 4, "uint": 4, "int32": 4, "uint32": 4, "float": 4, "float32": 4
 
 
 def write(rep: Representation, path: Path, renderer: Renderer, provenance: Mapping[str, str]) -> Path:
-    """Write Gaussians; provenance goes into comments. Raises ValueError for another kind of representation."""
+    """Write Gaussians; provenance goes into comments. Raises TypeError for another representation."""
     if not isinstance(rep, Gaussians):
-        raise ValueError(f"The ply of splats holds Gaussians, not {type(rep).__name__}.")
+        raise TypeError(f"The ply of splats holds Gaussians, not {type(rep).__name__}.")
     with whole(path) as temporary:
         temporary.write_bytes(to_bytes(rep, provenance))
     return path
