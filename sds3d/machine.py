@@ -51,13 +51,11 @@ def packages() -> dict[str, str]:
 
 def facts(device: torch.device) -> dict[str, Any]:
     """What a manifest says of the machine."""
-    from .renderers import kernels
-
-    backend, reason = kernels.backend(device)
+    kernel, reason = _kernel(device)
     return {
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-        "kernel": backend,
+        "kernel": kernel,
         "kernel_reason": reason,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count() or 1,
@@ -67,6 +65,18 @@ def facts(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": packages(),
     }
+
+
+def _kernel(device: torch.device) -> tuple[str, str]:
+    """What draws Gaussians on a device, and why."""
+    from .renderers.kernels import backend
+
+    if device.type == "cpu":
+        found = backend()
+        return found.name, found.why
+    if importlib.util.find_spec("gsplat") is None:
+        return "torch", "gsplat is not installed"
+    return "gsplat", "the GPU's own"
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

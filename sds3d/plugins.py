@@ -123,7 +123,7 @@ def load_file(spec: str) -> tuple[str, type]:
     sys.modules[module_spec.name] = module
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     cls = getattr(module, wanted, None)
     if not isinstance(cls, type) or not issubclass(cls, Guidance) or inspect.isabstract(cls):

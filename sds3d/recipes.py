@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import yaml
 
 from . import plugins
-from .schema import FLOAT, RecipeError, convert
+from .schema import FLOAT, RecipeError, convert, show
 
 if TYPE_CHECKING:
     from .engine import Recipe
@@ -112,7 +112,7 @@ def read(recipe: str) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise RecipeError(source, "a recipe must be UTF-8 text.") from None
     if not isinstance(plain, dict):
-        raise RecipeError(source, f"a recipe is a mapping with the key stages, given {_show(plain)}.")
+        raise RecipeError(source, f"a recipe is a mapping with the key stages, given {show(plain)}.")
     return plain
 
 

@@ -122,7 +122,7 @@ def number(data: int | float | str, declared: type, path: str) -> int | float:
     written = not isinstance(data, str) or FLOAT.fullmatch(data) is not None
     exact = data if isinstance(data, int) else float(data) if written else math.nan
     if not math.isfinite(exact) or (declared is int and exact != int(exact)):
-        raise RecipeError(path, f"must be {_say(declared)}, given {_show(data)}.")
+        raise RecipeError(path, f"must be {_say(declared)}, given {show(data)}.")
     return declared(exact)
 
 
@@ -130,7 +130,7 @@ def _list(data: list, declared: Any, path: str, extra: Mapping[str, type]) -> tu
     members = typing.get_args(declared)
     if typing.get_origin(declared) is tuple and members[-1] is not Ellipsis:
         if len(data) != len(members):
-            raise RecipeError(path, f"must be {_say(declared)}, given {_show(data)}.")
+            raise RecipeError(path, f"must be {_say(declared)}, given {show(data)}.")
     else:
         members = (members[0],) * len(data)
     parts = [
@@ -196,10 +196,10 @@ def _join(path: str, key: str) -> str:
 
 
 def _wrong(path: str, declared: Any, data: Any) -> RecipeError:
-    return RecipeError(path, f"must be {_say(declared)}, given {_show(data)}.")
+    return RecipeError(path, f"must be {_say(declared)}, given {show(data)}.")
 
 
-def _show(data: Any) -> str:
+def show(data: Any) -> str:
     """What was given, short enough for a sentence."""
     if data is None:
         return "nothing"
