@@ -203,7 +203,9 @@ def load(part: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 def load_tokenizer(part: Path):
-    """The CLIP tokenizer of a folder. Raises ValueError when its files are missing or damaged."""
+    """The CLIP tokenizer of a folder. Raises FileNotFoundError or ValueError when its files are missing or damaged."""
+    if not any((part / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+        raise FileNotFoundError(f"{part} holds no vocabulary (tokenizer.json, or vocab.json and merges.txt).")
     with silence():
         from transformers.models.clip.tokenization_clip import CLIPTokenizer
 

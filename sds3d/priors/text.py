@@ -23,6 +23,11 @@ class TextReader:
         self.encoder = encoder
         self.closed = closed
         self.length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        if len(tokenizer) > encoder.config.vocab_size:
+            raise ValueError(
+                f"The tokenizer has {len(tokenizer)} tokens and the text encoder knows {encoder.config.vocab_size}: they do "
+                "not belong together."
+            )
         self.cache: dict[str, Tensor] = {}
 
     def words(self) -> list[str]:
@@ -32,13 +37,16 @@ class TextReader:
 
     def check(self, prompt: str) -> None:
         """Raise ValueError for a prompt that the network cannot be told whole."""
-        count = len(self.tokenizer(prompt)["input_ids"])
+        if self.closed:
+            self.check_words(prompt)
+        count = len(self.tokenizer(prompt, verbose=False)["input_ids"])
         if count > self.length:
             raise ValueError(
                 f"The prompt takes {count} tokens and this prior reads {self.length}; shorten it: {prompt[:60]!r} ..."
             )
-        if not self.closed:
-            return
+
+    def check_words(self, prompt: str) -> None:
+        """Raise ValueError naming the words that are no whole token, and the nearest that are."""
         known, vocabulary = self.words(), self.tokenizer.get_vocab()
         pieces = dict.fromkeys(re.findall(r"[^\W\d_]+|[^\s\w]+|\d|_+", prompt.lower()))
         unknown = [p for p in pieces if p not in known and (p.isalpha() or f"{p}</w>" not in vocabulary)]
@@ -47,7 +55,7 @@ class TextReader:
             hint = f" Close words: {', '.join(close)}." if close else ""
             raise ValueError(
                 f"This prior does not know {', '.join(unknown)}.{hint} It knows {len(known)} words; for free text open "
-                "a prior with an open vocabulary, such as a local folder of Stable Diffusion."
+                "a prior with an open vocabulary: `--prior` with a local folder of a Stable Diffusion model."
             )
 
     @torch.no_grad()
