@@ -28,17 +28,24 @@ FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 
 
 class Stop:
-    """The flag of an interrupted run: the first signal sets it, the second ends the process at once."""
+    """The flag of an interrupted run: the first signal sets it, the second ends the process at once. Use as a context."""
 
     def __init__(self) -> None:
         self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.signal)
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        self.before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def __call__(self) -> bool:
         return self.asked
 
-    def signal(self, number: int, frame: FrameType | None) -> None:
+    def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             os._exit(INTERRUPTED)
         self.asked = True
@@ -170,13 +177,11 @@ def _make(job: Job, priors: Any, folder: Any, quiet: bool) -> Made:
     from .generate import make
     from .watchers import ProgressLine
 
-    stop = Stop()
-
     def say(sentence: str) -> None:
         if not quiet:
             click.echo(sentence, err=True)
 
-    with running(), contextlib.ExitStack() as stack:
+    with running(), Stop() as stop, contextlib.ExitStack() as stack:
         watchers = () if quiet else (stack.enter_context(ProgressLine(job.recipe)),)
         return make(job, priors, folder, watchers, stop, say)
 

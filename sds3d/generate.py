@@ -189,11 +189,15 @@ def make(
     watchers: Sequence[Watcher] = (),
     stop: Callable[[], bool] = never,
     say: Callable[[str], None] = lambda sentence: None,
+    checkpoint_s: float = 10.0,
 ) -> Made:
-    """Run the job in its folder to its assets, or until `stop`. say: hears what the user should know at once."""
+    """Run the job in its folder to its assets, or until `stop`.
+
+    say: hears what the user should know at once. checkpoint_s: seconds between checkpoints; 0 saves at every step.
+    """
     start = time.monotonic()
     saved = _introduce(job, priors, folder, say)
-    recorder = Recorder(folder, job.recipe)
+    recorder = Recorder(folder, job.recipe, checkpoint_s)
     try:
         outcome = run(job.recipe, job.prompts, priors, job.seed, job.device, (recorder, *watchers), stop, saved)
         ran = time.monotonic()

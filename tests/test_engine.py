@@ -57,7 +57,9 @@ def test_resuming_after_any_step_ends_in_the_same_bits(stages: Recipe) -> None:
 
 
 def test_watchers_change_nothing() -> None:
-    assert same(run(recipe(), RED, priors()).rep.state(), run(recipe(), RED, priors(), watchers=(Keep(), Keep())).rep.state())
+    assert same(
+        run(recipe(), RED, priors()).rep.state(), run(recipe(), RED, priors(), watchers=(Keep(), Keep())).rep.state()
+    )
 
 
 def test_stop_ends_after_a_whole_step_and_the_rest_can_follow() -> None:

@@ -15,7 +15,9 @@ WHITE = Background(torch.ones(4, 3), ("white",))
 def test_caption_order_is_prompt_look_view_background() -> None:
     prompts = Prompts("a red cube", view_words=True)
     texts = prompts.texts(RING, WHITE, "normal")
-    assert texts["cond"] == tuple(f"a red cube, normals, {view} view, on white" for view in ("front", "side", "back", "side"))
+    assert texts["cond"] == tuple(
+        f"a red cube, normals, {view} view, on white" for view in ("front", "side", "back", "side")
+    )
     assert texts["uncond"] == ("",) * 4
 
 
