@@ -45,7 +45,7 @@ def distil(prior: Prior, prompt: str, steps: int, scale: float, seed: int = 0) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Score distillation on a picture, without any 3D.")
     parser.add_argument("prompt")
     parser.add_argument("--prior", default="playroom-single", help='a catalogue name, a folder, or "analytic"')
     parser.add_argument("--steps", type=int, default=150)

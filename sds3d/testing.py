@@ -49,7 +49,7 @@ def conditions(prior: Prior, rows: int, names: Mapping[str, str] = ASKED) -> dic
 
 
 class GuidanceLaws:
-    """Subclass it, name it Test..., and set `guidance`. `rows` is a multiple of every group; a method that needs it may raise it."""
+    """Subclass it, name it Test..., and set `guidance`. `rows` must be a multiple of four."""
 
     guidance: Guidance
     rows: int = 8

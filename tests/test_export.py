@@ -10,7 +10,7 @@ import torch
 
 from sds3d.cameras import orbit
 from sds3d.core import Background
-from sds3d.export import EXPORTS, export, whole
+from sds3d.export import EXPORTS, export
 from sds3d.export import video as turntable_video
 from sds3d.export.ply import C0, TURN, read_ply, to_bytes
 from sds3d.renderers.splats import Splats
@@ -165,16 +165,21 @@ def test_another_representation_is_refused(tmp_path):
         export("ply", torch.nn.Linear(1, 1), tmp_path, Splats())
 
 
-def test_a_file_is_whole_or_absent(tmp_path):
-    path = tmp_path / "asset.ply"
-    path.write_text("before")
-    with pytest.raises(RuntimeError), whole(path) as temporary:
-        temporary.write_text("half")
+def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
+    """An export that fails half way leaves the file that was there, and nothing beside it."""
+    path = export("ply", three(), tmp_path, Splats())
+    before = path.read_bytes()
+
+    def fail(pictures, path, provenance):
+        path.write_bytes(b"half")
         raise RuntimeError
-    assert path.read_text() == "before" and [p.name for p in tmp_path.iterdir()] == ["asset.ply"]
-    with whole(path) as temporary:
-        temporary.write_text("after")
-    assert path.read_text() == "after" and [p.name for p in tmp_path.iterdir()] == ["asset.ply"]
+
+    monkeypatch.setattr(turntable_video, "frames", lambda rep, renderer: None)
+    for writer in ("write_mp4", "write_webp"):
+        monkeypatch.setattr(turntable_video, writer, fail)
+    with pytest.raises(RuntimeError):
+        export("mp4", three(), tmp_path, Splats())
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["asset.ply"]
 
 
 @pytest.fixture

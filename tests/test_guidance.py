@@ -42,8 +42,8 @@ def image(rows: int = 4) -> torch.Tensor:
     return Step(1).uniform("image", rows * 192).reshape(rows, 8, 8, 3).double()
 
 
-def guide(sds: Guidance, prior, rows: int = 4, step: Step = Step(0)) -> Guided:
-    return sds(prior, views(image(rows)), conditions(prior, rows), step, {})
+def guide(sds: Guidance, prior, rows: int = 4) -> Guided:
+    return sds(prior, views(image(rows)), conditions(prior, rows), Step(0), {})
 
 
 PRIORS = pytest.mark.parametrize("prior", [analytic_prior(dtype=F64), linear_prior()], ids=["analytic", "linear"])

@@ -53,12 +53,12 @@ def count_forwards(prior) -> list[int]:
     return rows
 
 
-def ask(prior, rows: int = 4, step: Step = Step(0)) -> tuple[Noised, dict[str, Condition]]:
+def ask(prior, rows: int = 4, seed: int = 0) -> tuple[Noised, dict[str, Condition]]:
     cameras = orbit([10.0 + 90 * i for i in range(rows)], 15.0, 16)
     asked = {
         name: prior.condition(prior.text([text]), cameras) for name, text in (("cond", "a red cube"), ("uncond", ""))
     }
-    return diffuse(prior, prior.encode(PICTURE[:rows]), step, (0.1, 0.9)), asked
+    return diffuse(prior, prior.encode(PICTURE[:rows]), Step(seed), (0.1, 0.9)), asked
 
 
 ALL = pytest.mark.parametrize("name", ["pixel", "views", "latent", "latent-v", "sample"])
@@ -242,7 +242,7 @@ def test_views_of_one_object_are_joined_and_objects_are_not(priors):
 
 
 def test_one_view_without_a_camera_leaves_the_class_embedding_out(folders):
-    """Bit for bit what the network gives when it has no class embedding at all, which differs from a camera of zeros."""
+    """Bit for bit what the network gives without any class embedding, which differs from a camera of zeros."""
     single = open_folder(folders["views"], single=True)
     assert single.group == 1
     x, asked = ask(single, rows=3)
@@ -361,7 +361,7 @@ DAMAGES = {
         lambda f: (f / UNET).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
         ValueError, "git lfs pull",
     ),
-    "missing keys": (lambda f: rewrite(f / UNET, lambda t: t.pop("conv_in.weight")), ValueError, "lack 1.*conv_in.weight"),
+    "missing keys": (lambda f: rewrite(f / UNET, lambda t: t.pop("conv_in.weight")), ValueError, "lack 1.*conv_in"),
     "missing text keys": (
         lambda f: rewrite(f / "text_encoder/model.safetensors", lambda t: t.pop(sorted(t)[0])), ValueError, "lack 1"
     ),
@@ -516,7 +516,7 @@ def test_the_analytic_prior_reads_its_names():
         prior.text(["redder"])
     with pytest.raises(ValueError, match="names"):
         AnalyticPrior(torch.zeros(2, 3, 4, 4), 0.1, ("a",))
-    with pytest.raises(ValueError, match="means"):
+    with pytest.raises((ValueError, TypeError), match="means"):  # TypeError where shapes are checked
         AnalyticPrior(torch.zeros(2, 3), 0.1, ("a", "b"))
 
 
@@ -525,6 +525,7 @@ def test_importing_the_catalogue_is_cheap():
     import subprocess
     import sys
 
-    code = "import sys, sds3d.priors.catalogue, sds3d.export; print([m for m in ('diffusers', 'transformers', 'av') if m in sys.modules])"
+    heavy = ("diffusers", "transformers", "av")
+    code = f"import sys, sds3d.priors.catalogue, sds3d.export; print([m for m in {heavy} if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert answer.stdout.strip() == "[]"

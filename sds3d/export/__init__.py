@@ -7,11 +7,8 @@ appears whole or not at all.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..core import Renderer, Representation
@@ -48,27 +45,3 @@ def export(
         raise ValueError(f'There is no export format "{name}".{hint} Known are: {", ".join(EXPORTS)}.')
     file, write = EXPORTS[name]
     return write(rep, Path(folder) / file, renderer, provenance or {})
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the name of `path` when the block ends without an error."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(name)
-        with open(name, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
-
-
-def _umask() -> int:
-    """The process's mask for new files, which mkstemp ignores; it can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

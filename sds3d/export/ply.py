@@ -24,8 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core import Renderer, Representation
+from ..files import replacing
 from ..representations.gaussians import Gaussians
-from . import whole
 
 C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi))
 NAMES = (
@@ -44,7 +44,7 @@ def write(rep: Representation, path: Path, renderer: Renderer, provenance: Mappi
     """Write Gaussians; provenance goes into comments. Raises TypeError for another representation."""
     if not isinstance(rep, Gaussians):
         raise TypeError(f"The ply of splats holds Gaussians, not {type(rep).__name__}.")
-    with whole(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(to_bytes(rep, provenance))
     return path
 
@@ -125,7 +125,7 @@ def read_ply(path: str | Path) -> Gaussians:
 
 
 def read_table(stream, path: Path) -> dict[str, np.ndarray]:
-    """The columns of the element "vertex", by name. The declared length is compared with the file before any is read."""
+    """The columns of the vertices, by name. The declared length is compared with the file before any is read."""
     start = stream.read(HEADER_LIMIT)
     header, mark, _ = start.partition(b"end_header\n")
     if not mark or not start.startswith(b"ply\n"):

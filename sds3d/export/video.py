@@ -1,4 +1,4 @@
-"""A turntable: the object seen once around, as .mp4 (H.264), or as animated .webp where no video library is installed."""
+"""A turntable: the object seen once around, as .mp4 (H.264), or as animated .webp where PyAV is not installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from ..cameras import turntable
 from ..core import Background, Renderer, Representation
-from . import whole
+from ..files import replacing
 
 FRAMES, FPS = 60, 24  # one turn in two and a half seconds
 SIZE = 256  # pixels a side; even, as yuv420p needs
@@ -35,11 +35,11 @@ def write(rep: Representation, path: Path, renderer: Renderer, provenance: Mappi
     """Write the turntable and return the path, whose suffix becomes .webp where PyAV is not installed."""
     pictures = frames(rep, renderer)
     if importlib.util.find_spec("av") is not None:
-        with whole(path) as temporary:
+        with replacing(path) as temporary:
             write_mp4(pictures, temporary, provenance)
         return path
     path = path.with_suffix(".webp")
-    with whole(path) as temporary:
+    with replacing(path) as temporary:
         write_webp(pictures, temporary)
     return path
 

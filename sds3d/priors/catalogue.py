@@ -63,7 +63,7 @@ def open_prior(name: str | Path, device: torch.device | str = "cpu") -> NetworkP
     close = difflib.get_close_matches(given, CATALOGUE, n=3, cutoff=0.4)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     raise ValueError(
-        f'There is no prior "{given}".{hint} Known are: {", ".join(CATALOGUE)}; a local folder or a hub id may be given too.'
+        f'There is no prior "{given}".{hint} Known are: {", ".join(CATALOGUE)}; a local folder or a hub id will do too.'
     )
 
 

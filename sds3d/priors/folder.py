@@ -13,11 +13,13 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+Network = Any  # a torch module of diffusers or transformers, whose attributes no type checker can see
 UNET, TEXT = "UNet2DConditionModel", "CLIPTextModel"
 VAES = ("AutoencoderKL",)
 
@@ -40,9 +42,7 @@ def check_folder(folder: Path) -> None:
     if not folder.exists():
         raise FileNotFoundError(f"There is no prior at {folder}.")
     if not folder.is_dir():
-        raise ValueError(
-            f"{folder} is a file; a prior is a folder in the layout of diffusers (unet/, text_encoder/, ...)."
-        )
+        raise ValueError(f"{folder} is a file; a prior is a folder in the layout of diffusers (unet/, ...).")
     if not (folder / "unet").is_dir():
         found = "it has a transformer/, which is another family" if (folder / "transformer").is_dir() else "no unet/"
         raise ValueError(f"{folder} is not a diffusion model that this file reads: {found}.")
@@ -79,8 +79,8 @@ def weight_files(part: Path) -> list[Path]:
         pickled = sorted(file.name for file in part.iterdir() if file.suffix in PICKLES)
         if pickled:
             raise ValueError(
-                f"{part} holds only pickled weights ({pickled[0]}), which can run code and are not read; convert them to "
-                "safetensors with diffusers' `save_pretrained(folder, safe_serialization=True)`."
+                f"{part} holds only pickled weights ({pickled[0]}), which can run code and are not read; convert them "
+                "to safetensors with diffusers' `save_pretrained(folder, safe_serialization=True)`."
             )
         raise FileNotFoundError(f"{part} holds no weights (*.safetensors).")
     for file in files:
@@ -176,7 +176,7 @@ def silence() -> Iterator[None]:
             of_transformers.enable_progress_bar()
 
 
-def load(part: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+def load(part: Path, dtype: torch.dtype = torch.float32) -> Network:
     """The network of one part, frozen, on the CPU. Raises ValueError when its weights do not fit its configuration."""
     files = weight_files(part)
     variant = {"variant": "fp16"} if files[0].name.endswith(".fp16.safetensors") else {}
@@ -189,10 +189,11 @@ def load(part: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
             from transformers.models.clip.modeling_clip import CLIPTextModel as kind
         asked = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, **variant}
         try:
-            model, info = kind.from_pretrained(str(part), dtype=dtype, **asked)
+            loaded: Any = kind.from_pretrained(str(part), dtype=dtype, **asked)
         except (RuntimeError, OSError, ValueError, TypeError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(f"The weights in {part} do not fit its configuration: {first}") from error
+    model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(f"The weights in {part} lack {len(missing)} tensors of its network, first {missing[0]}.")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from ..core import Image, Latent
+from .folder import Network
 from .pixel import channels_first, channels_last
 
 
@@ -14,7 +13,7 @@ from .pixel import channels_first, channels_last
 class LatentCodec:
     """vae: a frozen AutoencoderKL. size: the picture's side in pixels. z = (mean - shift) scale."""
 
-    vae: nn.Module
+    vae: Network
     size: int
     scale: float
     shift: float = 0.0
@@ -31,7 +30,7 @@ class LatentCodec:
         return channels_last(self.vae.decode(latent).sample.to(z))
 
 
-def codec_of(vae: nn.Module, sample_size: int) -> LatentCodec:
+def codec_of(vae: Network, sample_size: int) -> LatentCodec:
     """The codec of an autoencoder for a network with latents of `sample_size` x `sample_size`."""
     config = vae.config
     side = sample_size * 2 ** (len(config.block_out_channels) - 1)

@@ -1,4 +1,4 @@
-"""A UNet from a diffusers folder behind the one convention: pixels or latents, one view or several, eps, v or sample."""
+"""A UNet of a diffusers folder behind the one convention: pixels or latents, one view or several, eps, v or sample."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import Cameras, Condition, Image, Latent, Learner, Query, Step
 from ..diffusion import eps_from_v, eps_from_x0
@@ -24,12 +24,14 @@ HALF_FROM = 200_000_000  # on a GPU, networks of this many parameters run in hal
 ALPHA_MIN = 1e-3  # below it the clean latent cannot be told from eps in single precision
 
 
+@runtime_checkable
 class Codec(Protocol):
     """Between pictures and what the network sees."""
 
-    size: int
-    data_range: float | None
-
+    @property
+    def size(self) -> int: ...
+    @property
+    def data_range(self) -> float | None: ...
     def encode(self, image: Image) -> Latent: ...
     def decode(self, z: Latent) -> Image: ...
 
@@ -46,7 +48,7 @@ class NetworkPrior:
     name: str
     licence: str
     weights: tuple[Path, ...] = field(repr=False)
-    unet: nn.Module = field(repr=False)
+    unet: files.Network = field(repr=False)
     reader: TextReader = field(repr=False)
     codec: Codec = field(repr=False)
     alphas_cumprod: Float[Tensor, "T"] = field(repr=False)
@@ -113,7 +115,7 @@ class NetworkPrior:
         return squared.sqrt().to(t), (1 - squared).sqrt().to(t)
 
     def predict(self, queries: Mapping[str, Query]) -> dict[str, Latent]:
-        """eps under the queries' names. A query with an adapter is answered by the adapter, all others by one forward."""
+        """eps under the queries' names: by its adapter for a query that has one, by one forward for all others."""
         with torch.no_grad():
             answers = {name: q.adapter(q) for name, q in queries.items() if q.adapter is not None}
             asked: list[Query] = []

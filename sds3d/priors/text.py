@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
+
+from .folder import Network
 
 
 class TextReader:
@@ -18,16 +20,14 @@ class TextReader:
     refused. Without it every word is read as sub-words.
     """
 
-    def __init__(self, tokenizer, encoder: nn.Module, closed: bool = False) -> None:
+    def __init__(self, tokenizer, encoder: Network, closed: bool = False) -> None:
         self.tokenizer = tokenizer
         self.encoder = encoder
         self.closed = closed
         self.length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
         if len(tokenizer) > encoder.config.vocab_size:
-            raise ValueError(
-                f"The tokenizer has {len(tokenizer)} tokens and the text encoder knows {encoder.config.vocab_size}: they do "
-                "not belong together."
-            )
+            sizes = f"{len(tokenizer)} tokens and the text encoder knows {encoder.config.vocab_size}"
+            raise ValueError(f"The tokenizer has {sizes}: they do not belong together.")
         self.cache: dict[str, Tensor] = {}
 
     def words(self) -> list[str]:
