@@ -3,7 +3,7 @@
 The model is 3D Gaussian Splatting (Kerbl et al. 2023) without spherical harmonics: score distillation asks for a
 colour, not for reflections. Growth takes the top share of the Gaussians by accumulated screen gradient, because an
 absolute threshold depends on the resolution and on the guidance scale; a Gaussian that is cloned in place gets the
-opacity that leaves the picture as it was (Rota Bulo et al. 2024).
+opacity that leaves the picture at its centre as it was (Rota Bulo et al. 2024).
 """
 
 from __future__ import annotations

@@ -80,11 +80,19 @@ def source_hash() -> str:
     return hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
 
 
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _open(path: Path) -> ctypes.CDLL:
-    """Load a library; OSError where it is broken, RuntimeError where it was built from another text."""
+    """Load a library; RuntimeError where it is damaged or was built from another text.
+
+    The digest beside it is compared first, because loading a library that was cut short ends the process.
+    """
+    digest = path.with_suffix(".sha256")
+    if not digest.exists() or digest.read_text() != _digest(path):
+        raise RuntimeError(f"{path.name} is damaged")
     library = ctypes.CDLL(str(path))
-    if not hasattr(library, "splats_source"):
-        raise RuntimeError(f"{path.name} is not the splat kernel")
     library.splats_source.restype = ctypes.c_char_p
     if library.splats_source().decode() != source_hash():
         raise RuntimeError(f"{path.name} was built from another version of the kernel")
@@ -142,7 +150,8 @@ def compiler() -> list[str]:
 def compile_library(target: Path, march: str) -> None:
     """Compile the kernel for an architecture ("native", "x86-64-v3", "" for the compiler's default) into `target`.
 
-    The file appears whole or not at all. Raises RuntimeError with the compiler's first words where it fails.
+    The file appears whole or not at all, and its digest after it. Raises RuntimeError with the compiler's first words
+    where it fails.
     """
     command = [*compiler(), *FLAGS, f'-DSOURCE="{source_hash()}"', *([f"-march={march}"] if march else [])]
     handle, name = tempfile.mkstemp(suffix=".so", dir=target.parent)
@@ -153,7 +162,9 @@ def compile_library(target: Path, march: str) -> None:
         )
         if done.returncode != 0:
             raise RuntimeError(f"{command[0]} cannot compile the kernel: {done.stderr.strip()[:200]}")
+        Path(name).with_suffix(".sha256").write_text(_digest(Path(name)))
         os.replace(name, target)
+        os.replace(Path(name).with_suffix(".sha256"), target.with_suffix(".sha256"))
     finally:
         Path(name).unlink(missing_ok=True)
 
@@ -166,7 +177,7 @@ def _compiled() -> tuple[ctypes.CDLL, str]:
         try:
             return _open(path), f"compiled for this CPU, {path}"
         except (OSError, RuntimeError):
-            log.warning("The cached kernel %s is damaged; it is built anew.", path)
+            log.warning("The cached kernel %s cannot be used; it is built anew.", path)
     log.info("Compiling the splat kernel with %s into %s.", compiler()[0], path)
     start = time.perf_counter()
     try:

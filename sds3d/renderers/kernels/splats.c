@@ -54,7 +54,7 @@ typedef struct { /* one visible Gaussian of a view, in depth order; 64 bytes */
     float pad[2];
 } record;
 
-typedef struct { lanes t, c[4]; mask last; } cell;                    /* forward: transmittance, rgb and z sums */
+typedef struct { lanes t, c[5]; mask last; } cell;                    /* forward: transmittance; sums of rgb, z and 1 */
 typedef struct { lanes t, behind, g[4]; mask last; } back_cell;       /* backward: upstream gradients of rgb and z */
 typedef struct { lanes t; mask last; } saved_cell;
 
@@ -406,7 +406,7 @@ static int composite(record *g, int index, cell *cells, uint64_t *dead, int heig
                 const lanes alpha = where(seen, either((mask)(power < MAX_ALPHA), power, MAX_ALPHA));
                 const lanes weight = alpha * p->t;
                 p->c[0] += weight * red, p->c[1] += weight * green, p->c[2] += weight * blue, p->c[3] += weight * z;
-                p->t -= weight;
+                p->c[4] += weight, p->t -= weight;
                 p->last = (p->last & ~seen) | (seen & index);
             }
         }
@@ -456,7 +456,8 @@ int splats_forward(int n, const float *shape, const float *colours, const float 
             for (int l = 0; l < LANES && s * LANES + l < width; l++) {
                 int pixel = y * width + s * LANES + l;
                 for (int a = 0; a < 3; a++) colour[3 * pixel + a] = p->c[a][l];
-                alpha[pixel] = 1 - p->t[l], depth[pixel] = p->c[3][l];
+                depth[pixel] = p->c[3][l];
+                alpha[pixel] = p->t[l] > 0.5f ? p->c[4][l] : 1 - p->t[l]; /* whichever of the two is the exacter */
             }
         }
     free(cells);

@@ -1,0 +1,126 @@
+"""Dense float64 oracles of the renderers, for tests and error figures alone: every pixel meets every element.
+
+Written from the definitions, in matrices, with nothing shared with the renderers they judge; the gradients are plain
+autograd. Time is pixels times elements.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..core import Background, Cameras, RenderOutput, Screen
+from ..representations.gaussians import Gaussians
+
+ROWS = 4  # of the picture that are in memory at once
+
+
+def _matrix(rows: list[list[Tensor]]) -> Tensor:
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+
+def _rotation(quats: Tensor) -> Tensor:
+    """The matrices [M, 3, 3] that v -> q v q* stands for, quats [M, 4] wxyz, as products of two 4 x 4 matrices."""
+    w, x, y, z = (quats / quats.norm(dim=-1, keepdim=True)).unbind(-1)
+    left = _matrix([[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]])  # q v
+    right = _matrix([[w, x, y, z], [-x, w, -z, y], [-y, z, w, -x], [-z, -y, x, w]])  # v q*
+    return (left @ right)[:, 1:, 1:]
+
+
+def _project(local: Tensor, cov: Tensor, K: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixel means [M, 2] and covariances [M, 2, 2] of Gaussians in the camera's frame, in front of it."""
+    z, zero = local[:, 2], torch.zeros_like(local[:, 2])
+    fx, fy, centre = K[0, 0], K[1, 1], K[:2, 2]
+    focal = torch.stack([fx, fy])
+    margin = 0.3 * size / (2 * focal)
+    ray = local[:, :2] / z[:, None]
+    ray = torch.minimum(torch.maximum(ray, -centre / focal - margin), (size - centre) / focal + margin)
+    J = _matrix([[fx / z, zero, -fx * ray[:, 0] / z], [zero, fy / z, -fy * ray[:, 1] / z]])  # [M, 2, 3]
+    homogeneous = local @ K.T
+    mean = homogeneous[:, :2] / homogeneous[:, 2:]
+    return mean, J @ cov @ J.transpose(1, 2) + 0.3 * torch.eye(2, dtype=z.dtype)
+
+
+def _composite(points: Tensor, mean: Tensor, precision: Tensor, opacity: Tensor, features: Tensor) -> Tensor:
+    """Sums of the features [M, F] along the depth order over points [h, W, 2], and the transmittance: [h, W, F + 1]."""
+    shift = points[..., None, :] - mean  # [h, W, M, 2]
+    distance = torch.einsum("hwmi,mij,hwmj->hwm", shift, precision, shift)
+    alpha = (opacity * torch.exp(-distance / 2)).clamp(max=0.999)
+    alpha = torch.where(alpha >= 1 / 255, alpha, 0.0)
+    after = torch.cumprod(1 - alpha, dim=-1)
+    before = F.pad(after[..., :-1], (1, 0), value=1.0)
+    live = before.detach() > 1e-4
+    sums = torch.where(live, alpha * before, 0.0) @ features
+    left = torch.where(live, 1 - alpha, 1.0).prod(dim=-1, keepdim=True)
+    return torch.cat([sums, left], dim=-1)
+
+
+def _view(
+    rep: Gaussians, c2w: Tensor, K: Tensor, height: int, width: int, ndc: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of rgb and z and the transmittance [H, W, 5], means2d [M, 2], radii [M]. ndc: zeros that take the gradient."""
+    size = K.new_tensor([width, height])
+    R, t = torch.linalg.inv(c2w)[:3].split([3, 1], dim=1)
+    local = rep.means @ R.T + t[:, 0]
+    kept = (local[:, 2] > 0.01).nonzero()[:, 0]
+    kept = kept[torch.argsort(local[kept, 2], stable=True)]
+    half = R @ _rotation(rep.quats[kept]) @ torch.diag_embed(rep.scales[kept])
+    mean, cov = _project(local[kept], half @ half.transpose(1, 2), K, size)
+    means2d, radii = torch.zeros_like(ndc), torch.zeros_like(ndc[:, 0])
+    means2d[kept] = 2 * mean.detach() / size - 1
+    radii[kept] = 3 * torch.linalg.eigvalsh(cov.detach())[:, -1].sqrt()
+    features = torch.cat([rep.rgb[kept], local[kept, 2:]], dim=1)
+    columns = (mean + ndc[kept] * size / 2, torch.linalg.inv(cov), rep.opacities[kept], features)
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    points = torch.stack([x, y], dim=-1).to(K)
+    strips = [checkpoint(_composite, strip, *columns, use_reentrant=False) for strip in points.split(ROWS)]
+    return torch.cat(strips), means2d, radii
+
+
+def _normals(depth: Tensor, inside: Tensor, cameras: Cameras) -> Tensor:
+    """World normals [B, H, W, 3]: the cross product of the surface's tangents along the picture's rows and columns.
+
+    A pixel's slope is the mean of the two changes of depth towards its neighbours that are inside, each weighted by
+    1 / (change^2 + footprint^2), where the footprint is a pixel's width at the distance of the world's origin.
+    """
+    B, H, W = depth.shape
+    world = torch.zeros(B, H, W, 3, dtype=depth.dtype)
+    for b, y, x in inside.nonzero().tolist():
+        K, z = cameras.K[b], depth[b, y, x]
+        slopes = []
+        for axis, (dy, dx) in enumerate([(0, 1), (1, 0)]):
+            foot = cameras.radius[b] / K[axis, axis]
+            top, bottom = torch.zeros_like(z), torch.zeros_like(z)
+            for sign in (1, -1):
+                v, u = y + sign * dy, x + sign * dx
+                if 0 <= v < H and 0 <= u < W and inside[b, v, u]:
+                    change = sign * (depth[b, v, u] - z)
+                    top, bottom = top + change / (change**2 + foot**2), bottom + 1 / (change**2 + foot**2)
+            slopes.append(top / bottom if bottom > 0 else top)
+        back = torch.linalg.inv(K)
+        ray = back @ K.new_tensor([x + 0.5, y + 0.5, 1.0])
+        tangents = [slope * ray + z * back[:, axis] for axis, slope in enumerate(slopes)]
+        normal = torch.linalg.cross(tangents[1], tangents[0])
+        world[b, y, x] = cameras.c2w[b, :3, :3] @ (normal / normal.norm())
+    return world
+
+
+def splats(rep: Gaussians, cameras: Cameras, background: Background, normals: bool = True) -> RenderOutput:
+    """What `Splats` must return for these Gaussians, in float64; normals are slow and may be left out (then they are 0)."""
+    if rep.means.dtype != torch.float64:
+        raise TypeError(f"The oracle takes float64, given {rep.means.dtype}.")
+    cameras = cameras.to(rep.means)
+    H, W = cameras.height, cameras.width
+    ndc = torch.zeros(len(cameras), len(rep), 2, dtype=torch.float64, requires_grad=True)
+    views = [_view(rep, cameras.c2w[b], cameras.K[b], H, W, ndc[b]) for b in range(len(cameras))]
+    sums, means2d, radii = (torch.stack(part) for part in zip(*views, strict=True))
+    alpha = 1 - sums[..., 4:]
+    rgb = sums[..., :3] + sums[..., 4:] * background.rgb.to(sums)[:, None, None]
+    inside = alpha > 1 / 255
+    depth = torch.where(inside, sums[..., 3:4] / torch.where(inside, alpha, 1.0), 0.0)
+    normal = _normals(depth[..., 0], inside[..., 0], cameras) if normals else torch.zeros_like(rgb)
+    with torch.no_grad():
+        ndc += means2d  # The leaf that took the gradient now says where the Gaussians fell, as Screen promises.
+    return RenderOutput(rgb, alpha, depth, normal, screen=Screen(ndc, radii))
