@@ -7,6 +7,7 @@ before: opening never touches the network.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,19 +22,32 @@ WEIGHTS = Path(__file__).parent.parent / "playroom" / "weights"
 
 @dataclass(frozen=True)
 class Entry:
-    """place: a folder of the package, or a hub id. single, closed: see `network.open_folder`."""
+    """place: a folder of the package, or a hub id. single, check_words: see `network.open_folder`."""
 
     place: Path | str
     licence: str
     about: str
     single: bool = False
-    closed: bool = False
+    check_words: Callable[[str], None] | None = None
+
+
+def check_playroom(prompt: str) -> None:
+    """Raise ValueError for words outside the playroom; its tokenizer cannot tell a word from the end of another."""
+    from ..playroom.grammar import check_words
+
+    check_words(prompt)
 
 
 CATALOGUE: dict[str, Entry] = {
-    "playroom": Entry(WEIGHTS, "Apache-2.0", "the embedded world, four views at once, 64 pixels", closed=True),
+    "playroom": Entry(
+        WEIGHTS, "Apache-2.0", "the embedded world, four views at once, 64 pixels", check_words=check_playroom
+    ),
     "playroom-single": Entry(
-        WEIGHTS, "Apache-2.0", "the same weights, one view, no camera, 64 pixels", single=True, closed=True
+        WEIGHTS,
+        "Apache-2.0",
+        "the same weights, one view, no camera, 64 pixels",
+        single=True,
+        check_words=check_playroom,
     ),
     "sd15": Entry(
         "stable-diffusion-v1-5/stable-diffusion-v1-5", "CreativeML OpenRAIL-M", "Stable Diffusion 1.5, 512 pixels"
@@ -53,7 +67,7 @@ def open_prior(name: str | Path, device: torch.device | str = "cpu") -> NetworkP
     entry = CATALOGUE.get(given)
     if entry is not None:
         place = entry.place if isinstance(entry.place, Path) else cached(entry.place)
-        return open_folder(place, device, given, entry.single, entry.closed)
+        return open_folder(place, device, given, entry.single, entry.check_words)
     if Path(given).exists():
         return open_folder(given, device)
     if isinstance(name, Path) or given.startswith((".", "/", "~")) or given.count("/") > 1:

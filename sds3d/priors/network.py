@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -70,11 +70,6 @@ class NetworkPrior:
     def sha256(self) -> str:
         """The hash of the weights, for the manifest; it reads every file once."""
         return files.sha256(list(self.weights))
-
-    @property
-    def words(self) -> tuple[str, ...] | None:
-        """All words of a closed vocabulary, or None where any text may be asked."""
-        return tuple(self.reader.words()) if self.reader.closed else None
 
     def encode(self, image: Image) -> Latent:
         return self.codec.encode(image)
@@ -185,14 +180,14 @@ def open_folder(
     device: torch.device | str = "cpu",
     name: str | None = None,
     single: bool = False,
-    closed: bool = False,
+    check_words: Callable[[str], None] | None = None,
 ) -> NetworkPrior:
     """Open a model folder in the layout of diffusers.
 
     With vae/ its latents are the autoencoder's, without it they are pixels. A network with a 16-number class embedding
     is multi-view (4 views, told their cameras); `single` opens it as an ordinary one-view model without a camera.
-    closed: refuse words that are not whole tokens of the tokenizer. Raises FileNotFoundError or ValueError, in a
-    sentence, before any network is built wherever the files tell.
+    check_words: see `text.TextReader`. Raises FileNotFoundError or ValueError, in a sentence, and before any network is
+    built wherever the files tell.
     """
     folder = Path(place)
     files.check_folder(folder)
@@ -226,7 +221,7 @@ def open_folder(
         licence=files.licence(folder),
         weights=tuple(weights),
         unet=unet.to(device),
-        reader=TextReader(tokenizer, encoder, closed),
+        reader=TextReader(tokenizer, encoder, check_words),
         codec=codec,
         alphas_cumprod=alphas_cumprod,
         prediction=prediction,
