@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -28,7 +29,7 @@ FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 
 
 class Stop:
-    """The flag of an interrupted run: the first signal sets it, the second ends the process at once. Use as a context."""
+    """The flag of an interrupted run: the first signal sets it, the second ends the process. Use it as a context."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -120,9 +121,7 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of paths.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
-def generate(
-    context: click.Context, dry_run: bool, draft: bool, quiet: bool, as_json: bool, debug: bool, **given: Any
-) -> None:
+def generate(context: click.Context, dry_run: bool, draft: bool, quiet: bool, as_json: bool, **given: Any) -> None:
     """Make the asset of PROMPT and print its files.
 
     \b
@@ -135,7 +134,7 @@ def generate(
     A run lives in a folder: preview.png shows it while it is made, run.json tells how it was made. Ctrl-C saves it,
     --resume goes on to the same result.
     """
-    context.find_root().meta["debug"] = debug
+    context.find_root().meta["debug"] = given.pop("debug")
     with refusing():
         from .generate import Request, open_priors, plan
 
@@ -151,8 +150,8 @@ def generate(
         from .generate import begin
 
         folder = begin(job, given["force"])
-    made = _make(job, priors, folder, quiet)
-    folder.close()
+    with contextlib.closing(folder):
+        made = _make(job, priors, folder, quiet)
     _tell(made, as_json, quiet)
 
 
@@ -198,10 +197,8 @@ def _tell(made: Made, as_json: bool, quiet: bool) -> None:
             click.echo(str(path))
     if not made.done:
         if not quiet:
-            click.echo(
-                f"Saved before step {made.index} of {made.stage}. Go on with: sds3d generate --resume --out {made.path}",
-                err=True,
-            )
+            click.echo(f"Saved before step {made.index} of {made.stage}. Go on with:", err=True)
+            click.echo(f"  sds3d generate --resume --out {shlex.quote(str(made.path))}", err=True)
         raise SystemExit(INTERRUPTED)
 
 

@@ -281,13 +281,13 @@ def export_all(job: Job, priors: Mapping[str, Prior], outcome: Outcome, folder: 
     from .export import export
 
     renderer = job.recipe.stages[outcome.stage].renderer
+    # An asset may be given away, so a local folder tells its last name alone.
+    told = {Path(name).name if Path(name).is_dir() else name: told for name, told in _told(priors).items()}
     provenance = {
         "generator": f"sds3d {__version__}",
         "prompt": job.prompts.prompt,
         "seed": str(job.seed),
-        "priors": ", ".join(
-            f"{name} ({told.get('licence', 'no licence given')})" for name, told in _told(priors).items()
-        ),
+        "priors": ", ".join(f"{name} ({facts.get('licence', 'no licence given')})" for name, facts in told.items()),
     }
     assets = {name: export(name, outcome.rep, folder.path, renderer, provenance) for name in job.recipe.exports}
     sync_folder(folder.path)
@@ -311,7 +311,6 @@ def draft(job: Job, priors: Mapping[str, Prior]) -> Path:
     noise = Step(job.seed, "draft").normal("noise", like)
     clean = ddim_sample(prior, noise, conditions, DRAFT_STEPS, DRAFT_SCALE, getattr(prior, "data_range", None))
     job.path.mkdir(parents=True, exist_ok=True)
-    folder = RunFolder(job.path)
-    write(folder.path / "draft.png", png(prior.decode(clean).clamp(0, 1)))
-    folder.close()
+    with contextlib.closing(RunFolder(job.path)):
+        write(job.path / "draft.png", png(prior.decode(clean).clamp(0, 1)))
     return job.path / "draft.png"

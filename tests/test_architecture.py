@@ -105,7 +105,7 @@ def test_core_and_diffusion_import_torch_alone() -> None:
 
 @pytest.mark.parametrize("module", ["sds3d", "sds3d.cli", "sds3d.plugins"])
 def test_the_command_line_starts_light(module: str) -> None:
-    heavy = "torch rich yaml diffusers transformers numpy PIL safetensors".split()
+    heavy = ["torch", "rich", "yaml", "diffusers", "transformers", "numpy", "PIL", "safetensors"]
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

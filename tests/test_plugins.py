@@ -147,11 +147,14 @@ def test_data_becomes_what_the_field_declares(key: str, given: object, wanted: o
         ("pair", [1, "x"], 'pair[1]: must be a number, given "x".'),
         ("number", [1, 2], "number: must be a number or a schedule {from:, to:}, given [1, 2]."),
         ("number", {"from": 1}, "number.to: is missing; it must be a number."),
-        ("number", {"form": 1}, 'number.form: There is no key "form". Did you mean "from"? Known are: from, to, over, curve.'),
-        ("number", {"from": 1, "to": 2, "over": [1, 0]}, "number: over must be an increasing range within [0, 1], given [1.0, 0.0]."),
+        ("number", {"form": 1}, 'number.form: There is no key "form". Did you mean "from"? Known are: from, to, over, '
+         "curve."),
+        ("number", {"from": 1, "to": 2, "over": [1, 0]}, "number: over must be an increasing range within [0, 1], "
+         "given [1.0, 0.0]."),
         ("span", 0.5, "span: must be a range [low, high], or {from: [low, high], to: [low, high]}, given 0.5."),
         ("span", {"from": [0.1, 0.2]}, "span.to: is missing; it must be a number."),
-        ("start", 1, 'start: There is no key "start". Known are: whole, real, flag, text, word, maybe, pair, many, number, span, from.'),
+        ("start", 1, 'start: There is no key "start". Known are: whole, real, flag, text, word, maybe, pair, many, '
+         "number, span, from."),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_with_place_given_and_allowed(key: str, given: object, sentence: str) -> None:

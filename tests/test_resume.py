@@ -37,7 +37,7 @@ def job(path: Path, resume: bool) -> Job:
 
 
 def work(path: Path, resume: bool, inside: object = None, steps: object = None) -> None:
-    """One process of a run. inside: set to 1 while a file is being written, in slow small pieces; then each step saves."""
+    """One process of a run. With `inside` each step saves, in slow small pieces, during which it is 1."""
     torch.set_num_threads(1)
     if inside is not None:
 
