@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import math
 import os
 import subprocess
@@ -12,13 +13,13 @@ import torch
 
 from sds3d.cameras import look_at, orbit, rays
 from sds3d.core import Background, Cameras, Step
-from sds3d.renderers import kernels, reference, splats, splats_torch
+from sds3d.renderers import kernels, reference, splats
 from sds3d.renderers.background import COLOURS, Named, Plain, Random
 from sds3d.renderers.kernels import loader
 from sds3d.renderers.splats import Splats
 from sds3d.representations.gaussians import Gaussians, rotation_matrix
 
-SIZE = 24
+SIZE = 20
 MAPS = ("rgb", "alpha", "depth", "normal")
 
 
@@ -68,8 +69,11 @@ def error(found: torch.Tensor, true: torch.Tensor) -> float:
     return float((found.double() - true).norm() / true.norm().clamp(min=1e-12))
 
 
-def twin(rep: Gaussians, cams: Cameras, **more):
-    return render(reference.splats, copy.deepcopy(rep).double(), cams, **more)
+def twin(rep: Gaussians, cams: Cameras, maps=MAPS):
+    """The same from the oracle; without its slow normals where they are not among the maps."""
+    draw = functools.partial(reference.splats, normals="normal" in maps)
+    found = render(draw, copy.deepcopy(rep).double(), cams, maps)
+    return found if "normal" in maps else {name: t for name, t in found.items() if name != "normal"}
 
 
 needs_kernel = pytest.mark.skipif(kernels.backend().name != "c", reason="there is no C kernel here")
@@ -86,7 +90,7 @@ def test_kernel_equals_twin(count, maps):
     found, true = render(Splats(), rep, cameras(), maps), twin(rep, cameras(), maps=maps)
     seen = found["radii"] > 0
     # A normal is a difference of neighbouring depths, which magnifies their rounding by the focal length.
-    bounds = {"normal": 1e-4} if count == 1 else {"normal": 1e-5}
+    bounds = {"normal": 1e-5}
     gradients = 3e-5 if "normal" in maps else 1e-5
     for name in true:
         if name in ("means2d", "radii"):
@@ -160,7 +164,8 @@ def test_kernel_clamps_far_rays_as_the_twin():
         torch.zeros(2, 3),
     )
     cams = orbit([0.0], [0.0], SIZE)
-    found, true = render(Splats(), rep, cams), twin(rep, cams)
+    maps = ("rgb", "alpha")
+    found, true = render(Splats(), rep, cams, maps), twin(rep, cams, maps)
     assert (true["means2d"].abs() > 1.3).any() and true["alpha"].max() > 0.1
     for name in true:
         assert error(found[name], true[name]) < 1e-5, name
