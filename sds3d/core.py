@@ -15,7 +15,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -244,15 +244,32 @@ class Guided:
         return ((self.at - self.at.detach()) * self.grad.detach()).sum() / self.at.shape[0]
 
 
+@runtime_checkable
 class Prior(Protocol):
     """A frozen diffusion model behind the one convention: noisy latent in, eps out, by name of the question.
 
     z_t = alpha(t) z_0 + sigma(t) eps. A prior keeps the dtype of z; it casts inside `predict`, once.
     """
 
-    group: int  # rows denoised jointly: 1, or 4 for multi-view; one t, elevation and field of view per group
-    views_per_row: int  # 1, or F for video
-    size: int  # the side in pixels that encode() resizes to
+    @property
+    def group(self) -> int:
+        """Rows denoised jointly: 1, or 4 for multi-view; one t, elevation and field of view per group."""
+        ...
+
+    @property
+    def views_per_row(self) -> int:
+        """1, or F for a video prior."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """The side in pixels that `encode` resizes to."""
+        ...
+
+    @property
+    def data_range(self) -> float | None:
+        """The bound on |z_0|: 1 for pixels, None for latents that have none."""
+        ...
 
     def encode(self, image: Image) -> Latent:
         """The latent of a picture, differentiable."""
@@ -339,6 +356,7 @@ class Guidance(ABC):
         """The gradient at the latent of `views.image`."""
 
 
+@runtime_checkable
 class Mix(Protocol):
     """How named predictions become one: classifier-free guidance, Perp-Neg, a rescale."""
 
@@ -376,6 +394,7 @@ class Representation(nn.Module, ABC):
         """The inverse of `state`; the number of elements may change."""
 
 
+@runtime_checkable
 class Renderer(Protocol):
     """Draws a representation. step None: no jitter, the fixed light."""
 

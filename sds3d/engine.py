@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -40,6 +40,7 @@ from .schedules import Number, value
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 
 
+@runtime_checkable
 class CameraSampler(Protocol):
     """Draws the cameras of a step: `views` of them, in rings of `group`."""
 
@@ -52,18 +53,21 @@ class CameraSampler(Protocol):
     def __call__(self, step: Step) -> Cameras: ...
 
 
+@runtime_checkable
 class BackgroundSampler(Protocol):
     """Draws the plain colour behind `views` views, equal within each `group`."""
 
     def __call__(self, step: Step, views: int, group: int) -> Background: ...
 
 
+@runtime_checkable
 class Start(Protocol):
     """Makes the representation that a stage begins with, from the one before (None at the first stage)."""
 
     def __call__(self, previous: Representation | None, step: Step) -> Representation: ...
 
 
+@runtime_checkable
 class Optimise(Protocol):
     """The numbers from which a representation makes its optimisers; only that representation reads them."""
 

@@ -1,0 +1,5 @@
+"""The checker of shapes and types that the tests put around every function: an int is a float, as everywhere in Python."""
+
+from beartype import BeartypeConf, beartype
+
+check = beartype(conf=BeartypeConf(is_pep484_tower=True))
