@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from sds3d.cameras import Orbit
@@ -28,8 +30,8 @@ def prior(group: int = 1, names: tuple[str, str] = ("red", "blue")) -> AnalyticP
     return AnalyticPrior(means, std=0.1, names=names, group=group)
 
 
-def stage(steps: int = 6, views: int = 2, group: int = 1, **changed: object) -> Stage:
-    parts: dict = {
+def stage(steps: int = 6, views: int = 2, group: int = 1, **changed: Any) -> Stage:
+    parts: dict[str, Any] = {
         "steps": steps,
         "prior": "discs",
         "start": Blob(40, 0.5),
@@ -42,7 +44,7 @@ def stage(steps: int = 6, views: int = 2, group: int = 1, **changed: object) -> 
     return Stage(**(parts | changed))
 
 
-def recipe(steps: int = 6, **changed: object) -> Recipe:
+def recipe(steps: int = 6, **changed: Any) -> Recipe:
     return Recipe({"shape": stage(steps, **changed)}, exports=("ply",))
 
 

@@ -119,7 +119,7 @@ def test_ddim_reaches_the_component_that_is_asked():
 
 
 def test_asking_names_what_is_known():
-    x = Noised(*(torch.zeros(1, 1) for _ in range(5)))
+    x = Noised(torch.zeros(1, 1), torch.zeros(1), *(torch.zeros(1, 1) for _ in range(3)))
     known = {"cond": Condition(torch.zeros(1, 1, 1))}
     assert set(x.ask(known, "cond", again="cond")) == {"cond", "again"}
     with pytest.raises(ValueError, match='"uncond".*known are: cond'):

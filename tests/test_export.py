@@ -160,7 +160,7 @@ def test_unknown_formats_name_the_nearest(tmp_path):
     assert set(EXPORTS) >= {"ply", "mp4"}
 
 
-def test_another_representation_is_refused(tmp_path):
+def test_another_representation_is_refused(tmp_path, unchecked):
     with pytest.raises(TypeError, match="Gaussians"):
         export("ply", torch.nn.Linear(1, 1), tmp_path, Splats())
 

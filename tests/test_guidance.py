@@ -312,7 +312,7 @@ def test_times_follow_the_schedule():
         (lambda: Rescale(Cfg(1.0), 1.5), "phi"),
     ],
 )
-def test_values_out_of_range_are_refused(make, said):
+def test_values_out_of_range_are_refused(make, said, unchecked):
     with pytest.raises(ValueError, match=said):
         make()
 
