@@ -27,7 +27,6 @@ from sds3d.renderers.splats import Splats
 from sds3d.representations.gaussians import Gaussians
 from sds3d.watchers import ProgressLine
 
-
 PARTS = ((Splats, "__call__", "renderer"), (torch.Tensor, "backward", "backward"), (Gaussians, "update", "optimiser"))
 
 
@@ -79,7 +78,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         request = Request("a red cube", None, given.prior, steps=given.steps, out=Path(name) / "run", device="cpu")
         job = plan(replace(request, overrides=("exports=[]",)))
-        priors = {name: Timed(prior, clock) for name, prior in open_priors(job).items()}
+        priors: dict[str, Any] = {name: Timed(prior, clock) for name, prior in open_priors(job).items()}
         folder = begin(job)
         with ExitStack() as stack:
             for owner, method, part in PARTS:

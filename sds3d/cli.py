@@ -161,7 +161,7 @@ def _whole(text: str | None) -> int | None:
         return None
     from .schema import number
 
-    return number(text, int, "--steps")
+    return int(number(text, int, "--steps"))
 
 
 def _draft(job: Job, priors: Any, as_json: bool) -> None:

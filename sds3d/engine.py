@@ -149,7 +149,7 @@ class Stage:
     cameras: CameraSampler
     background: BackgroundSampler
     guidance: Mapping[str, Guide]
-    losses: Losses = Losses()
+    losses: Losses = field(default_factory=Losses)
 
     def __post_init__(self) -> None:
         if self.steps < 0:

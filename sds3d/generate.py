@@ -309,7 +309,7 @@ def draft(job: Job, priors: Mapping[str, Prior]) -> Path:
     conditions = {name: prior.condition(embeddings(rows), cameras) for name, rows in texts.items()}
     like = prior.encode(torch.zeros(4, prior.size, prior.size, 3, device=job.device))
     noise = Step(job.seed, "draft").normal("noise", like)
-    clean = ddim_sample(prior, noise, conditions, DRAFT_STEPS, DRAFT_SCALE, getattr(prior, "data_range", None))
+    clean = ddim_sample(prior, noise, conditions, DRAFT_STEPS, DRAFT_SCALE, prior.data_range)
     job.path.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(RunFolder(job.path)):
         write(job.path / "draft.png", png(prior.decode(clean).clamp(0, 1)))

@@ -59,9 +59,9 @@ def depth_tv(rep: Representation, out: RenderOutput, step: Step) -> Tensor:
 
 def _scales(rep: Representation, name: str) -> Tensor:
     scales = getattr(rep, "scales", None)
-    if scales is None:
+    if not isinstance(scales, Tensor):
         raise ValueError(f'The regulariser "{name}" needs elements with scales; a {type(rep).__name__} has none.')
-    return scales() if callable(scales) else scales
+    return scales
 
 
 LOSSES: dict[str, Callable[[Representation, RenderOutput, Step], Tensor]] = {

@@ -118,7 +118,8 @@ def load_file(spec: str) -> tuple[str, type]:
     if not path.is_file():
         raise ValueError(f"There is no file {path}.")
     module_spec = importlib.util.spec_from_file_location(f"sds3d_file_{path.stem}", path)
-    assert module_spec is not None and module_spec.loader is not None  # A path that ends in .py has a loader.
+    assert module_spec is not None
+    assert module_spec.loader is not None  # A path that ends in .py has a loader.
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module
     try:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -26,8 +26,6 @@ LARGEST, DEEPEST, MOST = 200_000, 20, 20_000  # bytes of a file, nesting, parts
 class _Loader(yaml.SafeLoader):
     """The core schema of YAML 1.2: true and false, null, whole numbers and numbers; everything else is text."""
 
-    yaml_implicit_resolvers: ClassVar[dict] = {}
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
@@ -39,6 +37,7 @@ class _Loader(yaml.SafeLoader):
         return {str(key.value): self.construct_object(value, deep=deep) for key, value in node.value}
 
 
+_Loader.yaml_implicit_resolvers = {}  # PyYAML's own are those of YAML 1.1.
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|)$"), ["~", "n", ""])
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))

@@ -91,7 +91,7 @@ def convert(data: Any, declared: Any, path: str, extra: Mapping[str, type]) -> A
     family = plugins.family_of(declared)
     if family is not None:
         return _one_of(data, family, path, extra)
-    if dataclasses.is_dataclass(declared):
+    if isinstance(declared, type) and dataclasses.is_dataclass(declared):
         return _object(data, declared, path, extra)
     return data
 

@@ -58,11 +58,14 @@ def test_generate_prints_its_files_and_fills_the_folder() -> None:
     names = {file.name for file in folder.iterdir()}
     assert names == {"run.json", "metrics.jsonl", "preview.png", "checkpoint", "asset.ply"}
     manifest = json.loads((folder / "run.json").read_text())
-    assert manifest["status"] == "done" and manifest["sds3d"] == __version__
-    assert manifest["prompt"] == "a cube" and manifest["seed"] == 0
+    assert manifest["status"] == "done"
+    assert manifest["sds3d"] == __version__
+    assert manifest["prompt"] == "a cube"
+    assert manifest["seed"] == 0
     assert {"kernel", "threads", "device", "torch", "packages", "capability"} <= manifest["machine"].keys()
     assert manifest["recipe"]["stages"]["shape"]["steps"] == 12
-    assert manifest["timings_s"]["run"] > 0 and manifest["peak_memory_mb"] > 50
+    assert manifest["timings_s"]["run"] > 0
+    assert manifest["peak_memory_mb"] > 50
     assert str(Path.home()) not in (folder / "asset.ply").read_bytes().decode("latin-1")
     assert (folder / "preview.png").read_bytes().startswith(b"\x89PNG")
 
@@ -70,7 +73,9 @@ def test_generate_prints_its_files_and_fills_the_folder() -> None:
 def test_json_is_one_object_on_standard_output() -> None:
     done = generate("a cube", "--json", "--out", "here")
     told = json.loads(done.stdout)
-    assert told["status"] == "done" and told["assets"] == {"ply": "here/asset.ply"} and told["folder"] == "here"
+    assert told["status"] == "done"
+    assert told["assets"] == {"ply": "here/asset.ply"}
+    assert told["folder"] == "here"
 
 
 def test_quiet_says_nothing_else() -> None:
@@ -89,7 +94,8 @@ def test_same_seed_same_bytes() -> None:
 def test_dry_run_prints_the_resolved_recipe_and_makes_nothing() -> None:
     done = generate("a cube", "--dry-run")
     told = json.loads(done.stdout)
-    assert done.exit_code == 0 and told["recipe"]["stages"]["shape"]["cameras"]["size"] == 16
+    assert done.exit_code == 0
+    assert told["recipe"]["stages"]["shape"]["cameras"]["size"] == 16
     assert not list(Path().iterdir())
 
 
@@ -187,8 +193,10 @@ def test_bad_input_is_refused_in_a_sentence(name: str) -> None:
     arguments, sentence = BAD[name]
     done = sds3d("generate", *arguments)
     assert done.exit_code == 2, done.output
-    assert sentence in done.stderr and "Traceback" not in done.output
-    assert done.stdout == "" and len(done.stderr.strip().splitlines()) == 1
+    assert sentence in done.stderr
+    assert "Traceback" not in done.output
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", done.stderr)
     assert Path("file").read_text() == Path("other/thesis.tex").read_text() == "precious"
     assert {str(path) for path in Path().rglob("*")} == {"file", "other", "other/thesis.tex"}
@@ -208,7 +216,9 @@ def test_an_existing_run_is_kept_until_forced() -> None:
     assert generate("a cube").exit_code == 0
     before = Path("runs/a-cube-s0/asset.ply").read_bytes()
     again = generate("a cube", "--set", "stages.shape.cameras.fov_y_deg=30")
-    assert again.exit_code == 2 and "--resume" in again.stderr and "--force" in again.stderr
+    assert again.exit_code == 2
+    assert "--resume" in again.stderr
+    assert "--force" in again.stderr
     assert Path("runs/a-cube-s0/asset.ply").read_bytes() == before
     assert generate("a cube", "--force", "--set", "stages.shape.cameras.fov_y_deg=30").exit_code == 0
     assert Path("runs/a-cube-s0/asset.ply").read_bytes() != before
@@ -230,7 +240,9 @@ def test_a_failed_run_keeps_its_checkpoint_and_says_so(monkeypatch: pytest.Monke
     with monkeypatch.context() as patch:
         patch.setattr("sds3d.export.ply.write", full)
         done = generate("a cube")
-    assert done.exit_code == 1 and "disk is full" in done.stderr and "Traceback" not in done.output
+    assert done.exit_code == 1
+    assert "disk is full" in done.stderr
+    assert "Traceback" not in done.output
     folder = Path("runs/a-cube-s0")
     assert json.loads((folder / "run.json").read_text())["status"] == "failed"
     assert not (folder / "asset.ply").exists()
@@ -244,7 +256,8 @@ def test_a_read_only_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Path, "mkdir", read_only)
     done = generate("a cube")
-    assert done.exit_code == 2 and "not allowed" in done.stderr
+    assert done.exit_code == 2
+    assert "not allowed" in done.stderr
 
 
 def test_a_folder_in_use_is_refused() -> None:
@@ -281,7 +294,8 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_loses_no_bits(number: in
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "sds3d generate --resume --out cut" in errors and "Traceback" not in errors
+    assert "sds3d generate --resume --out cut" in errors
+    assert "Traceback" not in errors
     assert json.loads((tmp_path / "cut" / "run.json").read_text())["status"] == "interrupted"
     assert start(tmp_path, "generate", "--resume", "--out", "cut").wait(60) == 0
     assert start(tmp_path, *common, "--out", "whole").wait(60) == 0
@@ -311,17 +325,20 @@ def test_list_names_what_there_is() -> None:
     everything = sds3d("list").stdout
     for title in ("recipes", "priors", "exports", *KINDS):
         assert re.search(rf"^{title}$", everything, re.MULTILINE)
-    assert "snowman" in sds3d("list", "words").stdout and "snowman" not in everything
+    assert "snowman" in sds3d("list", "words").stdout
+    assert "snowman" not in everything
     assert "gaussians" in sds3d("list", "recipes").stdout
     refused = sds3d("list", "recipe")
-    assert refused.exit_code == 2 and 'Did you mean "recipes"?' in refused.stderr
+    assert refused.exit_code == 2
+    assert 'Did you mean "recipes"?' in refused.stderr
 
 
 def test_doctor_tells_what_draws_and_why() -> None:
     done = sds3d("doctor")
     assert done.exit_code == 0, done.output
     assert re.search(r"^splats +(c|torch): .+", done.stdout, re.MULTILINE)
-    assert "prior playroom" in done.stdout and "torch" in done.stdout
+    assert "prior playroom" in done.stdout
+    assert "torch" in done.stdout
 
 
 def test_help_teaches_by_examples() -> None:
@@ -332,4 +349,5 @@ def test_help_teaches_by_examples() -> None:
 
 def test_an_unknown_bench_is_refused() -> None:
     done = sds3d("bench", "priors")
-    assert done.exit_code == 2 and 'Did you mean "prior"?' in done.stderr
+    assert done.exit_code == 2
+    assert 'Did you mean "prior"?' in done.stderr

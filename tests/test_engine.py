@@ -180,7 +180,8 @@ def test_regularisers_are_finite_scalars_that_the_run_descends(name: str) -> Non
     rep = one.start(None, step)
     cameras, background = one.look(step, 1, torch.zeros(()))
     loss = one.losses(rep, one.renderer(rep, cameras, background, step), step)
-    assert loss.shape == () and torch.isfinite(loss)
+    assert loss.shape == ()
+    assert torch.isfinite(loss)
     if loss.requires_grad:
         loss.backward()
         require_finite(rep, step)
@@ -200,7 +201,9 @@ def test_looks_are_pictures_and_have_their_words() -> None:
     out = RenderOutput(torch.rand(1, 4, 4, 3), torch.rand(1, 4, 4, 1), torch.rand(1, 4, 4, 1), normal)
     for look in LOOKS.values():
         picture = look(out)
-        assert picture.shape == (1, 4, 4, 3) and picture.min() >= 0 and picture.max() <= 1
+        assert picture.shape == (1, 4, 4, 3)
+        assert picture.min() >= 0
+        assert picture.max() <= 1
     empty = dataclasses.replace(out, alpha=torch.zeros(1, 4, 4, 1))
     assert (LOOKS["normal"](empty) == 0.5).all()
 

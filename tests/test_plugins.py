@@ -49,7 +49,7 @@ class Sample:
     pair: tuple[float, float] = (0.0, 1.0)
     many: tuple[int, ...] = ()
     number: Number = 1.0
-    span: Range = Range(0.0, 1.0)
+    span: Range = dataclasses.field(default_factory=lambda: Range(0.0, 1.0))
     start: int = dataclasses.field(default=0, metadata={"key": "from"})
 
 
@@ -126,7 +126,8 @@ def test_no_guidance_has_a_field_that_a_term_keeps() -> None:
 )
 def test_data_becomes_what_the_field_declares(key: str, given: object, wanted: object) -> None:
     found = getattr(convert(**{key: given}), "start" if key == "from" else key)
-    assert found == wanted and type(found) is type(wanted)
+    assert found == wanted
+    assert type(found) is type(wanted)
 
 
 @pytest.mark.parametrize(
@@ -182,10 +183,13 @@ def test_mistakes_are_told_with_place_given_and_allowed(key: str, given: object,
     ],
 )
 def test_overrides_that_cannot_be_are_refused(assignment: str, sentence: str) -> None:
-    with pytest.raises(RecipeError) as error:
+    def changed() -> None:
         data = recipes.read("gaussians")
         recipes.override(data, assignment)
         recipes.build(data)
+
+    with pytest.raises(RecipeError) as error:
+        changed()
     assert sentence in str(error.value)
 
 
@@ -334,7 +338,8 @@ def test_installed_guidances_are_listed_without_being_imported(monkeypatch: pyte
     (tmp_path / "their_package.py").write_text(GUIDANCE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(plugins, "_installed", lambda: (_Entry("classifier", "their_package:ClassifierScore"),))
-    assert "classifier" in plugins.kinds("guidance") and "their_package" not in sys.modules
+    assert "classifier" in plugins.kinds("guidance")
+    assert "their_package" not in sys.modules
     assert plugins.load("guidance", "classifier").__name__ == "ClassifierScore"
     monkeypatch.setattr(plugins, "_installed", lambda: (_Entry("sds", "their_package:ClassifierScore"),))
     with pytest.raises(ValueError, match='Two guidances are called "sds"'):

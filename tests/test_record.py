@@ -21,7 +21,8 @@ from sds3d.record import RunFolder, check_free, slug
 def test_slugs_are_safe_names(prompt: str) -> None:
     name = slug(prompt)
     assert 1 <= len(name) <= 40
-    assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") and not name.startswith("-")
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert not name.startswith("-")
 
 
 def test_slugs_recall_the_prompt() -> None:
@@ -47,7 +48,8 @@ def test_a_checkpoint_comes_back(folder: RunFolder) -> None:
     folder.save("shape", 3, state(1.0))
     folder.save("shape", 6, state(2.0))
     saved = folder.load()
-    assert saved is not None and (saved.stage, saved.index) == ("shape", 6)
+    assert saved is not None
+    assert (saved.stage, saved.index) == ("shape", 6)
     assert torch.equal(saved.tensors["rep/means"], state(2.0)["rep/means"])
     assert saved.tensors["rep/steps"].shape == ()
 
@@ -70,7 +72,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(folder: RunFolder, da
     else:
         file.unlink()
     saved = folder.load()
-    assert saved is not None and saved.index == 3
+    assert saved is not None
+    assert saved.index == 3
 
 
 def test_checkpoints_that_are_all_damaged_are_refused(folder: RunFolder) -> None:
@@ -132,14 +135,16 @@ def test_a_checkpoint_survives_a_failure_at_every_file_operation(tmp_path: Path,
         made.close()
         again = RunFolder.resume(made.path)
         saved = again.load()
-        assert saved is not None and torch.equal(saved.tensors["rep/means"], state(float(saved.index))["rep/means"])
+        assert saved is not None
+        assert torch.equal(saved.tensors["rep/means"], state(float(saved.index))["rep/means"])
         assert saved.index >= 2
         assert not list(made.path.rglob(".*.partial*"))
         again.save("shape", 4, state(4.0))
         assert again.load().index == 4
         again.close()
         seen.add(saved.index)
-    assert number > 8 and seen == {2, 3}
+    assert number > 8
+    assert seen == {2, 3}
 
 
 def test_a_file_is_whole_at_every_failure(tmp_path: Path) -> None:
@@ -155,7 +160,8 @@ def test_a_file_is_whole_at_every_failure(tmp_path: Path) -> None:
             except Killed:
                 pass
         assert file.read_bytes() in (b"old", b"new")
-    assert file.read_bytes() == b"new" and number > 3
+    assert file.read_bytes() == b"new"
+    assert number > 3
 
 
 def test_a_state_that_is_not_finite_is_not_saved(folder: RunFolder) -> None:
@@ -237,7 +243,9 @@ def test_a_manifest_that_cannot_be_read_is_refused(content: str | None, tmp_path
 )
 def test_failed_writes_are_told_in_a_sentence(number: int, words: str) -> None:
     sentence = explain(OSError(number, os.strerror(number), "/some/where"))
-    assert words in sentence and "/some/where" in sentence and sentence.endswith(".")
+    assert words in sentence
+    assert "/some/where" in sentence
+    assert sentence.endswith(".")
 
 
 def test_a_planted_link_is_not_followed(folder: RunFolder, tmp_path: Path) -> None:
@@ -247,5 +255,6 @@ def test_a_planted_link_is_not_followed(folder: RunFolder, tmp_path: Path) -> No
     (folder.path / "run.json").unlink()
     (folder.path / "run.json").symlink_to(target)
     folder.note(status="done")
-    assert target.read_text() == "kept" and not (folder.path / "run.json").is_symlink()
+    assert target.read_text() == "kept"
+    assert not (folder.path / "run.json").is_symlink()
     assert record.read_manifest(folder.path)["status"] == "done"

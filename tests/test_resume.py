@@ -130,11 +130,13 @@ def test_killed_at_random_moments_the_asset_has_the_same_bytes(context, undistur
         path = place / str(number)
         in_write += kill_once(context, path, number < IN_WRITE, draw)
         saved = json.loads((path / "run.json").read_text())
-        assert saved["status"] == "running" and not (path / "asset.ply").exists()
+        assert saved["status"] == "running"
+        assert not (path / "asset.ply").exists()
         finish(context, path, resume=True)
         assert digest(path) == digest(undisturbed), f"kill {number}"
         manifest = json.loads((path / "run.json").read_text())
-        assert manifest["status"] == "done" and manifest["resumed"][0]["exact"] is True
+        assert manifest["status"] == "done"
+        assert manifest["resumed"][0]["exact"] is True
         assert manifest["resumed"][0]["index"] >= 1
         check_metrics(path)
         assert not list(path.rglob(".*"))
@@ -155,7 +157,8 @@ def interrupted(path: Path, at: int) -> Path:
     folder = begin(one)
     made = make(one, priors(), folder, (lambda step, *_: reached.append(step),), stop=lambda: len(reached) == at)
     folder.close()
-    assert not made.done and made.index == at
+    assert not made.done
+    assert made.index == at
     return path
 
 
@@ -207,8 +210,10 @@ def test_the_manifest_says_when_the_bytes_may_differ(tmp_path: Path) -> None:
     make(one, priors(), folder, say=said.append)
     folder.close()
     resumed = json.loads((path / "run.json").read_text())["resumed"][0]
-    assert resumed["exact"] is False and len(resumed["changed"]) == 2
-    assert "will not be the undisturbed run's" in said[1] and "torch 0.1 ->" in said[1]
+    assert resumed["exact"] is False
+    assert len(resumed["changed"]) == 2
+    assert "will not be the undisturbed run's" in said[1]
+    assert "torch 0.1 ->" in said[1]
 
 
 def test_a_state_of_another_recipe_is_refused(tmp_path: Path) -> None:
