@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import dataclasses
 import datetime
 import json
 import os
@@ -24,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from sds3d.cameras import orbit
+from sds3d.cameras import look_at, orbit
 from sds3d.core import Background, Cameras, RenderOutput
 from sds3d.renderers import reference, splats, splats_torch
 from sds3d.renderers.kernels import loader
@@ -56,7 +57,9 @@ def scene(count: int, opacity: float | None) -> Gaussians:
 
 
 def cameras(size: int) -> Cameras:
-    return orbit([0.0, 90.0, 180.0, 270.0], 15.0, size)
+    """Four views, exactly orthonormal: the twin inverts the matrix where the renderers transpose it."""
+    cams = orbit([10.0, 100.0, 190.0, 280.0], 15.0, size)
+    return dataclasses.replace(cams, c2w=look_at(cams.position.double()), K=cams.K.double())
 
 
 def upstream(size: int) -> torch.Tensor:
@@ -86,7 +89,7 @@ def milliseconds(rep: Gaussians, size: int, runs: int) -> dict[str, float]:
 @torch.no_grad()
 def live_pairs(rep: Gaussians, size: int) -> tuple[int, int]:
     """Pairs that add to the picture, and the most layers at a pixel, dead ones included."""
-    cams = cameras(size)
+    cams = cameras(size).to(rep.means)
     shapes = Shapes(rep.means, rep.scales, rep.quats, rep.opacities, rep.rgb)
     pixels, cov, z = splats_torch.project(shapes, cams)
     corner, extent = splats_torch.rectangles(pixels, cov, z, rep.opacities, size, size)

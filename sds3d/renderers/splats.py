@@ -47,6 +47,7 @@ def _draw_gsplat(shapes: Shapes, cameras: Cameras) -> Drawn:
     """
     from gsplat import rasterization
 
+    cameras = cameras.to(shapes.means)
     size = shapes.means.new_tensor([cameras.width, cameras.height])
     sums, alpha, meta = rasterization(
         means=shapes.means,
@@ -89,11 +90,10 @@ class Splats:
         gaussians = rep.at(cameras.time)
         if not isinstance(gaussians, Gaussians):
             raise TypeError(f"The renderer splats draws Gaussians, given {type(gaussians).__name__}.")
-        cameras = cameras.to(gaussians.means)
         shapes = Shapes(gaussians.means, gaussians.scales, gaussians.quats, gaussians.opacities, gaussians.rgb)
         drawn = draw(shapes, cameras)
         rgb = drawn.colour + (1 - drawn.alpha) * background.rgb.to(drawn.colour)[:, None, None]
         inside = drawn.alpha > OUTSIDE
         depth = torch.where(inside, drawn.depth / torch.where(inside, drawn.alpha, 1.0), 0.0)
-        normal = normals_from_depth(depth, inside, cameras)
+        normal = normals_from_depth(depth, inside, cameras.to(depth))
         return RenderOutput(rgb, drawn.alpha, depth, normal, screen=Screen(drawn.means2d, drawn.radii))

@@ -152,7 +152,7 @@ def _before(alpha: Tensor, pixel: Tensor) -> Tensor:
 
 def draw(shapes: Shapes, cameras: Cameras) -> Drawn:
     """Draw M Gaussians in B views; differentiable in all five tensors of `shapes`. Memory grows with the pairs."""
-    kept = finite(shapes)
+    kept, cameras = finite(shapes), cameras.to(shapes.means)
     stand_ins = (0.0, 1.0, 1.0, 0.0, 0.0)  # values without effect and with finite derivatives
     shapes = Shapes(
         *(

@@ -218,13 +218,15 @@ void splats_gather(int n, int views, const float *scales, const float *quats, co
 typedef struct {
     float r[3][3], t[3], fx, fy, cx, cy; /* world to camera; pixels */
     float low_u, high_u, low_v, high_v;  /* bounds of the Jacobian's ray */
+    double depth[4];                     /* the third row of (r, t) */
 } view;
 
 /* camera: rotation (9, row-major) and translation (3) of world to camera, fx, fy, cx, cy. */
-static view make_view(const float *camera, int width, int height) {
+static view make_view(const double *camera, int width, int height) {
     view c;
-    memcpy(c.r, camera, 36), memcpy(c.t, camera + 9, 12);
-    c.fx = camera[12], c.fy = camera[13], c.cx = camera[14], c.cy = camera[15];
+    for (int a = 0; a < 9; a++) c.r[a / 3][a % 3] = (float)camera[a];
+    for (int a = 0; a < 3; a++) c.t[a] = (float)camera[9 + a], c.depth[a] = camera[6 + a];
+    c.fx = camera[12], c.fy = camera[13], c.cx = camera[14], c.cy = camera[15], c.depth[3] = camera[11];
     float u = CLAMP * width / (2 * c.fx), v = CLAMP * height / (2 * c.fy);
     c.low_u = -c.cx / c.fx - u, c.high_u = (width - c.cx) / c.fx + u;
     c.low_v = -c.cy / c.fy - v, c.high_v = (height - c.cy) / c.fy + v;
@@ -236,14 +238,15 @@ static inline float clamp(float x, float low, float high) { return fminf(fmaxf(x
 /* Planes of a projection: position from the principal point, shear, A, 1 / c_yy, z, half width and height, radius. */
 enum { P_X, P_Y, P_K, P_A, P_H, P_Z, P_WIDE, P_TALL, P_RADIUS, PROJECTION };
 
-static void project(int n, const float *restrict shape, view c, float *restrict out) {
+static void project(int n, const float *restrict shape, view c, float *restrict out, double *restrict depth) {
     const int m = stride(n);
+    for (int i = 0; i < n; i++)
+        depth[i] = c.depth[0] * shape[X * m + i] + c.depth[1] * shape[Y * m + i] + c.depth[2] * shape[Z * m + i] + c.depth[3];
     for (int i = 0; i < n; i++) {
         float px = shape[X * m + i], py = shape[Y * m + i], pz = shape[Z * m + i];
         float x = c.r[0][0] * px + c.r[0][1] * py + c.r[0][2] * pz + c.t[0];
         float y = c.r[1][0] * px + c.r[1][1] * py + c.r[1][2] * pz + c.t[1];
-        float z = c.r[2][0] * px + c.r[2][1] * py + c.r[2][2] * pz + c.t[2];
-        float iz = 1.0f / z, u = x * iz, v = y * iz;
+        float z = (float)depth[i], iz = 1.0f / z, u = x * iz, v = y * iz;
         float bu = clamp(u, c.low_u, c.high_u), bv = clamp(v, c.low_v, c.high_v), su = c.fx * iz, sv = c.fy * iz;
         float a0 = su * (c.r[0][0] - bu * c.r[2][0]), b0 = sv * (c.r[1][0] - bv * c.r[2][0]);
         float a1 = su * (c.r[0][1] - bu * c.r[2][1]), b1 = sv * (c.r[1][1] - bv * c.r[2][1]);
@@ -327,9 +330,10 @@ static void project_backward(int n, const float *restrict shape, view c, const f
 
 /* ------------------------------------------------------------------ one view: sort */
 
-/* Visible Gaussians as records in order of z (a stable radix sort, so equal depths keep the order of their rows).
- * keys: room for 2 n. Returns how many there are. */
-static int sort_records(int n, const float *shape, const float *projection, const float *colours, view c, int width,
+/* Visible Gaussians as records in order of depth; equal depths keep the order of their rows. A radix sort by the float
+ * of the depth is followed by insertion among equal floats, of which a large scene has many. keys: room for 2 n. Returns
+ * how many there are. */
+static int sort_records(int n, const float *shape, const float *projection, const double *depth, const float *colours, view c, int width,
                         int height, uint64_t *keys, float *radii, record *out) {
     const int m = stride(n);
     uint64_t *other = keys + n;
@@ -354,6 +358,11 @@ static int sort_records(int n, const float *shape, const float *projection, cons
         uint64_t *swap = keys;
         keys = other, other = swap;
     }
+    for (int j = 1; j < count; j++)
+        for (int k = j; k > 0 && keys[k - 1] >> 32 == keys[k] >> 32 && depth[(uint32_t)keys[k - 1]] > depth[(uint32_t)keys[k]]; k--) {
+            uint64_t swap = keys[k];
+            keys[k] = keys[k - 1], keys[k - 1] = swap;
+        }
     for (int j = 0; j < count; j++) {
         int i = (int)(uint32_t)keys[j];
         float x = projection[P_X * m + i], y = projection[P_Y * m + i];
@@ -416,26 +425,27 @@ static int composite(record *g, int index, cell *cells, uint64_t *dead, int heig
 
 /* Draws one view. colour [H][W][3] over black, alpha and depth sums [H][W], means2d [n][2] in [-1, 1], radii [n].
  * Returns 0, or 1 where there is no memory. */
-int splats_forward(int n, const float *shape, const float *colours, const float *camera, int width, int height,
+int splats_forward(int n, const float *shape, const float *colours, const double *camera, int width, int height,
                     float *colour, float *alpha, float *depth, float *means2d, float *radii, float *state) {
     const int m = stride(n), S = strips(width), rows = S * height;
     const view c = make_view(camera, width, height);
     float *projection = malloc((size_t)PROJECTION * m * sizeof *projection);
+    double *z = malloc((size_t)n * sizeof *z);
     uint64_t *keys = malloc(2 * (size_t)n * sizeof *keys), *dead = calloc((size_t)S * blocks(height), sizeof *dead);
     cell *cells = vectors((size_t)rows * sizeof *cells);
-    if (!projection || !keys || !dead || !cells) {
-        free(projection), free(keys), free(dead), free(cells);
+    if (!projection || !z || !keys || !dead || !cells) {
+        free(projection), free(z), free(keys), free(dead), free(cells);
         return 1;
     }
-    project(n, shape, c, projection);
+    project(n, shape, c, projection, z);
     for (int i = 0; i < n; i++) {
         int front = projection[P_Z * m + i] > 0;
         means2d[2 * i] = front ? 2 * (projection[P_X * m + i] + c.cx) / width - 1 : 0;
         means2d[2 * i + 1] = front ? 2 * (projection[P_Y * m + i] + c.cy) / height - 1 : 0;
     }
     record *records = state_records(state);
-    int count = sort_records(n, shape, projection, colours, c, width, height, keys, radii, records);
-    free(projection), free(keys);
+    int count = sort_records(n, shape, projection, z, colours, c, width, height, keys, radii, records);
+    free(projection), free(z), free(keys);
     memcpy(state, &count, sizeof count);
 
     for (int s = 0; s < S; s++) {
@@ -513,7 +523,7 @@ static inline __attribute__((always_inline)) void decompose(const record *g, int
 
 /* Upstream gradients [H][W]... (g_depth may be NULL) to gradient planes and to g_means2d [n][2].
  * state is not changed. Returns 0, or 1 where there is no memory. */
-int splats_backward(int n, const float *shape, const float *camera, int width, int height, const float *g_colour,
+int splats_backward(int n, const float *shape, const double *camera, int width, int height, const float *g_colour,
                      const float *g_alpha, const float *g_depth, float *state, float *gradient, float *g_means2d) {
     const int S = strips(width), rows = S * height, B = blocks(height);
     const view c = make_view(camera, width, height);
