@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from .cameras import Orbit
     from .core import Guidance, Guided
     from .engine import Guide, Recipe, Stage, fit, run
-    from .export import export
     from .priors.catalogue import open_prior
     from .prompts import Prompts
 
@@ -26,7 +25,6 @@ _PLACES = {
     "Prompts": "prompts",
     "Recipe": "engine",
     "Stage": "engine",
-    "export": "export",
     "fit": "engine",
     "open_prior": "priors.catalogue",
     "run": "engine",
@@ -40,7 +38,6 @@ __all__ = [
     "Recipe",
     "Stage",
     "__version__",
-    "export",
     "fit",
     "open_prior",
     "run",

@@ -58,6 +58,7 @@ class Job:
     device: torch.device
     resume: bool = False
     files: Mapping[str, type] = field(default_factory=dict)  # guidances from files, by what the user typed
+    planned: float = field(default_factory=time.monotonic)
 
     def data(self) -> dict[str, Any]:
         """The resolved recipe as plain data."""
@@ -209,12 +210,11 @@ def make(
         with contextlib.suppress(OSError):
             folder.note(status="failed", error=f"{type(error).__name__}: {error}")
         raise
-    timings = {"run": round(ran - start, 3), **{f"stage {k}": v for k, v in recorder.timings().items()}}
-    if outcome.done:
-        timings["export"] = round(time.monotonic() - ran, 3)
+    timings = {"open": start - job.planned, "run": ran - start, **recorder.timings(), "export": time.monotonic() - ran}
+    before = folder.manifest.get("timings_s", {})
     folder.note(
         status="done" if outcome.done else "interrupted",
-        timings_s=timings,
+        timings_s={name: round(before.get(name, 0) + seconds, 3) for name, seconds in timings.items()},
         peak_memory_mb=machine.peak_memory_mb(),
         assets={name: path.name for name, path in assets.items()},
     )

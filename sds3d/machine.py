@@ -51,12 +51,14 @@ def packages() -> dict[str, str]:
 
 def facts(device: torch.device) -> dict[str, Any]:
     """What a manifest says of the machine."""
-    kernel, reason = _kernel(device)
+    from .renderers.splats import backend
+
+    kernel = backend(torch.empty(0, device=device))
     return {
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-        "kernel": kernel,
-        "kernel_reason": reason,
+        "kernel": kernel.name,
+        "kernel_why": kernel.why,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count() or 1,
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -65,18 +67,6 @@ def facts(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": packages(),
     }
-
-
-def _kernel(device: torch.device) -> tuple[str, str]:
-    """What draws Gaussians on a device, and why."""
-    from .renderers.kernels import backend
-
-    if device.type == "cpu":
-        found = backend()
-        return found.name, found.why
-    if importlib.util.find_spec("gsplat") is None:
-        return "torch", "gsplat is not installed"
-    return "gsplat", "the GPU's own"
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -105,7 +95,7 @@ def report() -> list[tuple[str, str]]:
         ("sds3d", f"{__version__}, Python {known['python']}, torch {known['torch']}"),
         ("processor", f"{known['cores']} cores, {known['threads']} threads used, {known['capability']}"),
         ("GPU", ", ".join(gpus) or "none that PyTorch can use; runs draw on the processor"),
-        ("splats", f"{known['kernel']}: {known['kernel_reason']}"),
+        ("splats", f"{known['kernel']}: {known['kernel_why']}"),
     ]
     for name, entry in CATALOGUE.items():
         lines.append((f"prior {name}", f"{entry.about} ({entry.licence}): {_presence(name)}"))

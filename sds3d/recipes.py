@@ -131,8 +131,8 @@ def override(data: dict[str, Any], assignment: str) -> None:
     here[keys[-1]] = parse(text, f"--set {path}")
 
 
-def build(data: Mapping[str, Any], extra: Mapping[str, type] | None = None) -> Recipe:
+def build(data: dict[str, Any], extra: Mapping[str, type] | None = None) -> Recipe:
     """The recipe of plain data. extra: guidances that the user named by file. Raises RecipeError."""
     from .engine import Recipe
 
-    return convert(dict(data), Recipe, "", extra or {})
+    return convert(data, Recipe, "", extra or {})

@@ -186,7 +186,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         raise ValueError(f"{file} is damaged and cannot be read; begin again with --force.") from None
-    if not isinstance(manifest, dict) or not {"prompt", "seed", "recipe", "status"} <= manifest.keys():
+    wanted = {"prompt": str, "seed": int, "recipe": dict, "status": str}
+    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(key), kind) for key, kind in wanted.items()):
         raise ValueError(f"{file} is not the manifest of a run; choose another folder.")
     return manifest
 

@@ -90,7 +90,7 @@ class Recorder:
 
     def timings(self) -> dict[str, float]:
         """Seconds between the first and the last step of each stage."""
-        return {stage: round(end - self.stage_began[stage], 3) for stage, end in self.stage_ended.items()}
+        return {f"stage {stage}": end - self.stage_began[stage] for stage, end in self.stage_ended.items()}
 
     def _log(self, step: Step, terms: Sequence[Term], numbers: Mapping[str, float]) -> None:
         entry = {"stage": step.stage, "step": step.index, "progress": round(step.progress, 6)}

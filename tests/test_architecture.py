@@ -124,6 +124,8 @@ def test_help_answers_in_half_a_second() -> None:
 def test_the_public_names_exist() -> None:
     for name in sds3d.__all__:
         assert getattr(sds3d, name) is not None
+        # A module of the same name would take the place of the name once it is imported.
+        assert name.startswith("__") or not list(ROOT.glob(f"{name}*"))
     with pytest.raises(AttributeError):
         _ = sds3d.nothing
 
