@@ -69,7 +69,9 @@ def test_training_reduces_the_loss_and_grows():
     rep = start(200, GaussianOptimise(max_count=260))
     numbers = train(rep, range(40))
     grown = [n for n in numbers if "added" in n]
-    assert len(grown) == 10 and len(rep) <= 260 and max(n["gaussians"] for n in numbers) > 200
+    assert len(grown) == 10
+    assert len(rep) <= 260
+    assert max(n["gaussians"] for n in numbers) > 200
     assert torch.isfinite(torch.cat([p.flatten() for p in rep.parameters()])).all()
     assert rep.rgb[:, 0].mean() > rep.rgb[:, 1].mean() + 0.2
 
@@ -78,7 +80,9 @@ def test_training_reduces_the_loss_and_grows():
 def test_moments_of_growth_depend_on_progress_alone(steps):
     optimise = GaussianOptimise(grow=(0.1, 0.6), grow_events=10)
     counts = [optimise.events(i / (steps - 1)) for i in range(steps)]
-    assert counts[0] == 0 and counts[-1] == 10 and counts == sorted(counts)
+    assert counts[0] == 0
+    assert counts[-1] == 10
+    assert counts == sorted(counts)
     assert all(c == 0 for c, i in zip(counts, range(steps), strict=True) if i / (steps - 1) < 0.1)
     assert optimise.events(0.6) == 10
 
@@ -98,7 +102,8 @@ def test_growth_takes_the_top_share_and_keeps_moments_aligned():
     for moment in ("first", "second"):
         for name in NAMES:
             tensor = state[f"{moment}.{name}"]
-            assert not tensor[rows].any() and not tensor[40:].any()
+            assert not tensor[rows].any()
+            assert not tensor[40:].any()
             assert (tensor[others] != 0).all()
     # After one step Adam's first moment is 0.1 times the gradient: each survivor still owns the one that it had.
     generator = torch.Generator().manual_seed(1)
@@ -143,7 +148,8 @@ def test_pruning_removes_the_faint_but_never_more_than_half():
     with torch.no_grad():
         rep.opacity_logits[:] = torch.linspace(-9, -8, 20)
     rep.update(fake(rep, torch.zeros(20)), Step(0, progress=1.0))
-    assert len(rep) == 10 and rep.opacity_logits.min() > -8.6
+    assert len(rep) == 10
+    assert rep.opacity_logits.min() > -8.6
     lone = start(1, optimise)
     with torch.no_grad():
         lone.opacity_logits[:] = -20.0
@@ -206,14 +212,15 @@ def test_load_refuses_what_does_not_fit():
     ]:
         with pytest.raises(ValueError, match=message):
             start().load({**good, name: bad})
-    with pytest.raises(ValueError, match='lack "second.quats"'):
+    with pytest.raises(ValueError, match=r'lack "second\.quats"'):
         start().load({name: t for name, t in good.items() if name != "second.quats"})
     bare = Blob(5)(None, Step(0))
     bare.load(good)
-    assert set(bare.state()) == set(NAMES) and torch.equal(bare.means, good["means"])
+    assert set(bare.state()) == set(NAMES)
+    assert torch.equal(bare.means, good["means"])
 
 
-def test_construction_refuses_what_does_not_fit():
+def test_construction_refuses_what_does_not_fit(unchecked):
     good = [p.detach() for p in Blob(4)(None, Step(0)).parameters()]
     with pytest.raises(ValueError, match="at least one"):
         Gaussians(*(t[:0] for t in good))
@@ -242,7 +249,8 @@ def test_misuse_is_refused():
 def test_blob():
     rep = Blob(3000, 0.6)(None, Step(0))
     distance = rep.means.norm(dim=-1)
-    assert len(rep) == 3000 and distance.max() <= 0.6
+    assert len(rep) == 3000
+    assert distance.max() <= 0.6
     # Even in the ball: half of its volume lies within 0.794 of the radius.
     assert abs((distance < 0.6 * 0.5 ** (1 / 3)).float().mean() - 0.5) < 0.03
     assert rep.means.mean(0).norm() < 0.03
@@ -250,7 +258,8 @@ def test_blob():
     assert (rep.rgb - 0.5).abs().mean() < 0.1
     torch.testing.assert_close(rep.scales[:, 0], rep.scales[:, 2])
     again, other = Blob(3000, 0.6)(None, Step(0)), Blob(3000, 0.6)(None, Step(1))
-    assert torch.equal(rep.means, again.means) and not torch.equal(rep.means, other.means)
+    assert torch.equal(rep.means, again.means)
+    assert not torch.equal(rep.means, other.means)
     assert len(Blob(1)(None, Step(0))) == 1
     with pytest.raises(ValueError):
         Blob(0)

@@ -166,7 +166,8 @@ def test_kernel_clamps_far_rays_as_the_twin():
     cams = orbit([0.0], [0.0], SIZE)
     maps = ("rgb", "alpha")
     found, true = render(Splats(), rep, cams, maps), twin(rep, cams, maps)
-    assert (true["means2d"].abs() > 1.3).any() and true["alpha"].max() > 0.1
+    assert (true["means2d"].abs() > 1.3).any()
+    assert true["alpha"].max() > 0.1
     for name in true:
         assert error(found[name], true[name]) < 1e-5, name
 
@@ -180,7 +181,10 @@ def test_nothing_visible(kind, monkeypatch):
     cams = orbit([0.0], [0.0], SIZE)
     out = Splats()(behind, cams, plain(1))
     assert torch.equal(out.rgb, plain(1).rgb[:, None, None].expand_as(out.rgb))
-    assert not out.alpha.any() and not out.depth.any() and not out.normal.any() and not out.screen.radii.any()
+    assert not out.alpha.any()
+    assert not out.depth.any()
+    assert not out.normal.any()
+    assert not out.screen.radii.any()
     (out.rgb.sum() + out.depth.sum() + out.normal.sum()).backward()
     assert all(not p.grad.any() for p in behind.parameters())
     assert not out.screen.means2d.grad.any()
@@ -299,7 +303,8 @@ def test_normals_of_a_sphere_point_outwards():
     origins, ray = rays(cams)
     outwards = torch.nn.functional.normalize(origins + ray * out.depth, dim=-1)
     cosine = (out.normal * outwards).sum(-1)[middle]
-    assert middle.sum() > 1000 and cosine.mean() > 0.95
+    assert middle.sum() > 1000
+    assert cosine.mean() > 0.95
 
 
 def test_background_gets_a_gradient():
@@ -313,7 +318,8 @@ def test_background_gets_a_gradient():
 def test_without_gradients_nothing_is_tracked():
     with torch.no_grad():
         out = Splats()(scene(10), cameras(), plain())
-    assert not out.rgb.requires_grad and not out.screen.means2d.requires_grad
+    assert not out.rgb.requires_grad
+    assert not out.screen.means2d.requires_grad
 
 
 def test_other_representations_are_refused():
@@ -329,7 +335,8 @@ def test_other_representations_are_refused():
 
 def test_kernel_choice(monkeypatch):
     monkeypatch.setenv("SDS3D_KERNEL", "torch")
-    assert kernels.backend().name == "torch" and "SDS3D_KERNEL" in kernels.backend().why
+    assert kernels.backend().name == "torch"
+    assert "SDS3D_KERNEL" in kernels.backend().why
     monkeypatch.setenv("SDS3D_KERNEL", "warp")
     with pytest.raises(ValueError, match="one of auto, c, torch"):
         kernels.backend()
@@ -350,16 +357,19 @@ def test_without_a_compiler_the_fallback_draws(tmp_path):
     environment = {**os.environ, "PATH": "", "XDG_CACHE_HOME": str(tmp_path)}
     environment.pop("CC", None)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("torch |") and "no C compiler" in done.stdout
+    assert done.stdout.startswith("torch |")
+    assert "no C compiler" in done.stdout
 
 
 @needs_kernel
 def test_a_damaged_cached_kernel_is_built_anew(tmp_path):
     code = "from sds3d.renderers import kernels; b = kernels.backend(); print(b.name, '|', b.why)"
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    run = lambda: subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+
+    def run() -> subprocess.CompletedProcess:
+        words = [sys.executable, "-c", code]
+        return subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+
     assert "compiled for this CPU in" in run().stdout
     cached = list(tmp_path.rglob("splats-*.so"))
     assert len(cached) == 1
@@ -377,18 +387,17 @@ def test_import_compiles_nothing():
 def test_backgrounds():
     step = Step(3, "shape", 5)
     named = Named()(step, 8, 4)
-    assert named.rgb.shape == (8, 3) and len(named.name) == 2
+    assert named.rgb.shape == (8, 3)
+    assert len(named.name) == 2
     for group, name in enumerate(named.name):
         assert torch.equal(named.rgb[4 * group : 4 * group + 4], torch.tensor([COLOURS[name]]).repeat(4, 1))
     second = Named()(dataclasses.replace(step, row=4), 4, 4)
     assert second.name == named.name[1:]
     assert {Named()(Step(i), 4, 4).name[0] for i in range(200)} == set(COLOURS)
     random = Random()(step, 8, 4)
-    assert (
-        random.name is None
-        and torch.equal(random.rgb[0], random.rgb[3])
-        and not torch.equal(random.rgb[0], random.rgb[4])
-    )
+    assert random.name is None
+    assert torch.equal(random.rgb[0], random.rgb[3])
+    assert not torch.equal(random.rgb[0], random.rgb[4])
     assert Plain((0.1, 0.2, 0.3), "navy")(step, 4, 4).name == ("navy",)
     with pytest.raises(ValueError, match='"pink"'):
         Named(("pink",))

@@ -1,4 +1,4 @@
-"""The plain colour behind the object: drawn anew at each step, one per group of views, with a word that a prompt may use.
+"""The plain colour behind the object: drawn anew at each step, one per group of views, with a word for the prompt.
 
 A background that changes keeps an optimised object opaque where it should be and empty where it should be.
 """

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..core import Cameras
 
@@ -19,8 +19,8 @@ def _slope(depth: Tensor, inside: Tensor, footprint: Tensor) -> Tensor:
     change = depth[..., 1:] - depth[..., :-1]
     weight = (inside[..., 1:] & inside[..., :-1]) / (change.square() + footprint.square())
     moved = change * weight
-    total = F.pad(weight, (0, 1)) + F.pad(weight, (1, 0))
-    moved = F.pad(moved, (0, 1)) + F.pad(moved, (1, 0))
+    total = pad(weight, (0, 1)) + pad(weight, (1, 0))
+    moved = pad(moved, (0, 1)) + pad(moved, (1, 0))
     return moved / torch.where(total > 0, total, 1.0)
 
 

@@ -7,8 +7,8 @@ autograd. Time is pixels times elements.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from ..core import Background, Cameras, RenderOutput, Screen
@@ -50,7 +50,7 @@ def _composite(points: Tensor, mean: Tensor, precision: Tensor, opacity: Tensor,
     alpha = (opacity * torch.exp(-distance / 2)).clamp(max=0.999)
     alpha = torch.where(alpha >= 1 / 255, alpha, 0.0)
     after = torch.cumprod(1 - alpha, dim=-1)
-    before = F.pad(after[..., :-1], (1, 0), value=1.0)
+    before = pad(after[..., :-1], (1, 0), value=1.0)
     live = before.detach() > 1e-4
     sums = torch.where(live, alpha * before, 0.0) @ features
     left = torch.where(live, 1 - alpha, 1.0).prod(dim=-1, keepdim=True)
@@ -60,7 +60,7 @@ def _composite(points: Tensor, mean: Tensor, precision: Tensor, opacity: Tensor,
 def _view(
     rep: Gaussians, c2w: Tensor, K: Tensor, height: int, width: int, ndc: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of rgb and z and the transmittance [H, W, 5], means2d [M, 2], radii [M]. ndc: zeros that take the gradient."""
+    """Sums of rgb and z and the transmittance [H, W, 5], means2d [M, 2], radii [M]. ndc: zeros, for the gradient."""
     size = K.new_tensor([width, height])
     R, t = torch.linalg.inv(c2w)[:3].split([3, 1], dim=1)
     local = rep.means @ R.T + t[:, 0]
@@ -108,7 +108,7 @@ def _normals(depth: Tensor, inside: Tensor, cameras: Cameras) -> Tensor:
 
 
 def splats(rep: Gaussians, cameras: Cameras, background: Background, normals: bool = True) -> RenderOutput:
-    """What `Splats` must return for these Gaussians, in float64; normals are slow and may be left out (then they are 0)."""
+    """What `Splats` must return for float64 Gaussians. Normals are slow and may be left out; they are 0 then."""
     if rep.means.dtype != torch.float64:
         raise TypeError(f"The oracle takes float64, given {rep.means.dtype}.")
     cameras = cameras.to(rep.means)

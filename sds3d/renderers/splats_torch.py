@@ -3,8 +3,8 @@
 It draws on any device with float64 and in both floating-point precisions, and it is what remains where there is neither
 a C compiler nor gsplat. The image formation, shared by all backends:
 
-* EWA projection of a pinhole camera (Zwicker et al. 2002), 0.3 pixel^2 low-pass, the Jacobian's ray clamped to 1.3 times
-  the half picture, as 3DGS and gsplat;
+* EWA projection of a pinhole camera (Zwicker et al. 2002), 0.3 pixel^2 low-pass, the Jacobian's ray clamped to 1.3
+  times the half picture, as 3DGS and gsplat;
 * alpha = min(0.999, opacity exp(-d^2 / 2)), dropped below 1 / 255;
 * front to back by camera z, until the transmittance is at most 1e-4 (the Gaussian that gets there still counts);
 * a Gaussian with any number that is not finite is not drawn, and gets no gradient.
@@ -32,7 +32,7 @@ CLAMP = 0.3  # share of the half picture's tangent that the Jacobian's ray may l
 
 @dataclass(frozen=True)
 class Shapes:
-    """M Gaussians as every backend takes them: means [M, 3], scales [M, 3], quats [M, 4] wxyz, opacities [M], rgb [M, 3]."""
+    """M Gaussians as every backend takes them: numbers as they act, not their logarithms and logits; quats wxyz."""
 
     means: Float[Tensor, "M 3"]
     scales: Float[Tensor, "M 3"]
@@ -94,7 +94,7 @@ def project(shapes: Shapes, cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:
 def rectangles(
     pixels: Tensor, cov: Tensor, z: Tensor, opacities: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """First pixel and size (x, y) [B, M, 2] of the rectangle where alpha can reach 1 / 255; size 0 if not in the picture."""
+    """First pixel and size (x, y) [B, M, 2] of the rectangle where alpha can reach 1 / 255; size 0 for the unseen."""
     reach = 2 * torch.log(opacities / MIN_ALPHA)  # squared distance in standard deviations
     half = (reach.clamp(min=0)[:, None] * cov[..., ::2]).sqrt() + 1e-3  # slack for rounding: the exact cut comes later
     limit = pixels.new_tensor([width, height])
@@ -127,7 +127,7 @@ def _pairs(pixels: Tensor, cov: Tensor, z: Tensor, opacities: Tensor, corner: Te
 
 
 def _alpha(pixel: Tensor, element: Tensor, pixels: Tensor, cov: Tensor, opacities: Tensor, cameras: Cameras) -> Tensor:
-    """The alpha of each pair, below the clamp; the quadratic form is written as a sum of squares, so it never cancels."""
+    """The alpha of each pair, not yet clamped. The quadratic form is a sum of squares, so it never cancels."""
     x = pixel % cameras.width + 0.5
     y = pixel // cameras.width % cameras.height + 0.5
     shift = torch.stack([x, y], dim=-1) - pixels.reshape(-1, 2)[element]

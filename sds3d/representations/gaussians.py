@@ -23,6 +23,9 @@ WIDTHS = {"means": 3, "log_scales": 3, "quats": 4, "opacity_logits": None, "colo
 BETAS = (0.9, 0.99)  # shorter than Adam's habit, because a run has a few hundred steps
 EPS = 1e-15  # as 3DGS: a gradient may be tiny and still be all that there is
 SPLIT_SCALE = 0.02  # a larger Gaussian is split, a smaller one cloned; about half a pixel of a 64-pixel view
+MEANS = Ramp(5e-3, 2e-4, curve="exponential")  # these rates suit about 300 steps on an object of radius 1
+SCALES = Ramp(2e-2, 5e-3, curve="exponential")
+COLOURS = Ramp(5e-2, 2e-2)
 SHRINK = 1.6  # how much smaller the two halves of a split are (3DGS)
 
 
@@ -37,11 +40,11 @@ class GaussianOptimise:
     standard deviation exceeds it, in world units.
     """
 
-    means: Number = Ramp(5e-3, 2e-4, curve="exponential")
-    scales: Number = Ramp(2e-2, 5e-3, curve="exponential")
+    means: Number = MEANS
+    scales: Number = SCALES
     quats: Number = 1e-2
     opacities: Number = 5e-2
-    colours: Number = Ramp(5e-2, 2e-2)
+    colours: Number = COLOURS
     grow: tuple[float, float] = (0.1, 0.6)
     grow_events: int = 10
     grow_share: float = 0.05
@@ -71,7 +74,7 @@ class GaussianOptimise:
 
 
 class Gaussians(Representation):
-    """M Gaussians: means [M, 3], log_scales [M, 3], quats [M, 4] (wxyz, any length), opacity_logits [M], colour_logits [M, 3].
+    """M Gaussians; quats are wxyz, of any length.
 
     Raises ValueError for wrong shapes, an empty set, or numbers that are not finite; TypeError for other dtypes than
     floating point.
@@ -206,7 +209,7 @@ class Gaussians(Representation):
         return removed
 
     def _grow(self, optimise: GaussianOptimise, step: Step) -> int:
-        """Clone the small and split the large of the Gaussians with the largest mean screen gradient; returns how many."""
+        """Clone or split, by size, the Gaussians with the largest mean screen gradient; returns how many."""
         score = self._gradient / self._seen.clamp(min=1)
         wanted = min(math.ceil(optimise.grow_share * len(self)), optimise.max_count - len(self))
         wanted = min(wanted, int((score > 0).sum()))
@@ -248,7 +251,7 @@ class Gaussians(Representation):
         self._moments = {name: tensor.clone() for name, tensor in columns.items() if name not in WIDTHS}
 
     def state(self) -> dict[str, Tensor]:
-        """Parameters; after `prepare` also "first.*" and "second.*" moments, "steps", "events" and growth statistics."""
+        """Parameters; after `prepare` also moments ("first.*", "second.*"), "steps", "events" and growth statistics."""
         tensors = {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
         if self._optimise is None:
             return tensors

@@ -34,7 +34,7 @@ def neighbour_distance(points: Float[Tensor, "M 3"], neighbours: int = 3) -> Flo
 
 @dataclass(frozen=True)
 class Blob:
-    """`count` grey, round, faint Gaussians spread evenly in a ball of `radius` around the origin; no predecessor needed."""
+    """`count` grey, round, faint Gaussians, spread evenly in a ball of `radius` around the origin."""
 
     count: int = 2000
     radius: float = 0.5

@@ -25,9 +25,9 @@ SOURCE = Path(__file__).with_name("splats.c")
 CHOICES = ("auto", "c", "torch")
 # Not -ffast-math: linked into a library it changes the whole process's denormals, and it drops the guards against NaN.
 FLAGS = (
-    "-O3 -std=gnu11 -fPIC -shared -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math "
-    "-freciprocal-math"
-).split()
+    *("-O3", "-std=gnu11", "-fPIC", "-shared"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math"),
+)
 TIMEOUT_S = 120.0
 
 log = logging.getLogger(__name__)

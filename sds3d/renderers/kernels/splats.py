@@ -1,4 +1,4 @@
-"""The C kernel behind the interface of all splat backends: float32 on the CPU, one call per view, threads over views."""
+"""The C kernel behind the interface of all splat backends: float32, on the CPU, one call a view, threads over views."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _at(tensor: Tensor | None, row: int = 0) -> ctypes.c_void_p:
 
 
 def _packed(cameras: Cameras) -> Tensor:
-    """[B, 16]: rotation and translation of world to camera, fx, fy, cx, cy; float64, in which the depth order is told."""
+    """[B, 16]: rotation and translation of world to camera, fx, fy, cx, cy; float64, for the depth order."""
     cameras = cameras.to(torch.empty(0, dtype=torch.float64))
     w2c, K = world_to_camera(cameras), cameras.K
     parts = [w2c[:, :3, :3].flatten(1), w2c[:, :3, 3], K[:, [0, 1], [0, 1]], K[:, :2, 2]]
