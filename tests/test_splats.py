@@ -197,6 +197,7 @@ def test_nothing_visible(kind, monkeypatch):
         *((name, math.nan) for name in ("means", "log_scales", "quats", "opacity_logits", "colour_logits")),
         *((name, math.inf) for name in ("means", "log_scales", "quats")),
         *((name, -math.inf) for name in ("means", "quats", "opacity_logits")),
+        ("quats", 0.0),
     ],
 )
 def test_a_bad_number_does_not_spread(kind, name, bad, monkeypatch):

@@ -7,7 +7,7 @@ a C compiler nor gsplat. The image formation, shared by all backends:
   times the half picture, as 3DGS and gsplat;
 * alpha = min(0.999, opacity exp(-d^2 / 2)), dropped below 1 / 255;
 * front to back by camera z, until the transmittance is at most 1e-4 (the Gaussian that gets there still counts);
-* a Gaussian with any number that is not finite is not drawn, and gets no gradient.
+* a Gaussian with any number that is not finite, or a quaternion of length 0, is not drawn and gets no gradient.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ class Drawn:
 
 
 def finite(shapes: Shapes) -> Tensor:
-    """[M], false where any number of a Gaussian is not finite."""
-    return torch.stack([torch.isfinite(t).reshape(len(t), -1).all(dim=-1) for t in shapes.tensors()]).all(dim=0)
+    """[M], false where any number of a Gaussian is not finite, or its quaternion has no direction."""
+    kept = [torch.isfinite(t).reshape(len(t), -1).all(dim=-1) for t in shapes.tensors()]
+    return torch.stack([*kept, shapes.quats.norm(dim=-1) > 0]).all(dim=0)
 
 
 def project(shapes: Shapes, cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:
