@@ -29,10 +29,14 @@ FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 
 
 class Stop:
-    """The flag of an interrupted run: the first signal sets it, the second ends the process. Use it as a context."""
+    """What an interrupt does: it ends the process at once, but while `saves` is set the first one only sets a flag.
+
+    Use it as a context. An exception would not do, because it may be lost in the middle of an import.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self.saves = False
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -47,10 +51,11 @@ class Stop:
         return self.asked
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        # Python's own streams may be in the middle of a write, which the lower level does not disturb.
+        if self.asked or not self.saves:
+            os.write(2, b"\nInterrupted.\n")
             os._exit(INTERRUPTED)
         self.asked = True
-        # Python's own streams may be in the middle of a write, which the lower level does not disturb.
         os.write(2, b"\nFinishing this step and saving; interrupt again to leave at once.\n")
 
 
@@ -135,24 +140,19 @@ def generate(context: click.Context, dry_run: bool, draft: bool, quiet: bool, as
     --resume goes on to the same result.
     """
     context.find_root().meta["debug"] = given.pop("debug")
-    with refusing():
-        from .generate import Request, open_priors, plan
+    with Stop() as stop:
+        with refusing():
+            from .generate import Request, open_priors, plan
 
-        job = plan(Request(**{**given, "steps": _whole(given["steps"])}))
-        priors = open_priors(job)
-    if dry_run:
-        click.echo(json.dumps({"folder": str(job.path), "prompt": job.prompts.prompt, "recipe": job.data()}, indent=2))
-        return
-    if draft:
-        _draft(job, priors, as_json)
-        return
-    with refusing():
-        from .generate import begin
-
-        folder = begin(job, given["force"])
-    with contextlib.closing(folder):
-        made = _make(job, priors, folder, quiet)
-    _tell(made, as_json, quiet)
+            job = plan(Request(**{**given, "steps": _whole(given["steps"])}))
+            priors = open_priors(job)
+        if dry_run:
+            told = {"folder": str(job.path), "prompt": job.prompts.prompt, "recipe": job.data()}
+            click.echo(json.dumps(told, indent=2))
+        elif draft:
+            _draft(job, priors, as_json)
+        else:
+            _tell(_make(job, priors, stop, given["force"], quiet), as_json, quiet)
 
 
 def _whole(text: str | None) -> int | None:
@@ -172,16 +172,20 @@ def _draft(job: Job, priors: Any, as_json: bool) -> None:
     click.echo(json.dumps({"draft": str(path)}) if as_json else str(path))
 
 
-def _make(job: Job, priors: Any, folder: Any, quiet: bool) -> Made:
-    from .generate import make
-    from .watchers import ProgressLine
+def _make(job: Job, priors: Any, stop: Stop, force: bool, quiet: bool) -> Made:
+    with refusing():
+        from .generate import begin, make
+        from .watchers import ProgressLine
+
+        folder = begin(job, force)
 
     def say(sentence: str) -> None:
         if not quiet:
             click.echo(sentence, err=True)
 
-    with running(), Stop() as stop, contextlib.ExitStack() as stack:
+    with running(), contextlib.closing(folder), contextlib.ExitStack() as stack:
         watchers = () if quiet else (stack.enter_context(ProgressLine(job.recipe)),)
+        stop.saves = True
         return make(job, priors, folder, watchers, stop, say)
 
 
@@ -269,4 +273,7 @@ def main() -> NoReturn:
         code = FAILED
     else:
         code = 0
+    finally:
+        # What was asked is over; an interrupt while Python takes itself down would only hide how it ended.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)

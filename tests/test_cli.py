@@ -1,5 +1,6 @@
 """The command line: what it prints where, its exit codes, and that bad input costs one sentence and nothing else."""
 
+import contextlib
 import json
 import os
 import re
@@ -8,13 +9,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_run import prior
 
 from sds3d import __version__, schema
 from sds3d.cli import cli
+from sds3d.generate import Request, plan
 from sds3d.plugins import KINDS
 
 DRIVER = """
@@ -272,10 +277,10 @@ def test_a_folder_in_use_is_refused() -> None:
     held.close()
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    """The command in a process of its own."""
+def start(folder: Path, *arguments: str, before: str = "") -> subprocess.Popen:
+    """The command in a process of its own, which first runs the code `before`."""
     driver = folder / "driver.py"
-    driver.write_text(DRIVER.format(tests=str(Path(__file__).parent)))
+    driver.write_text(before + DRIVER.format(tests=str(Path(__file__).parent)))
     return subprocess.Popen(
         [sys.executable, str(driver), *arguments],
         cwd=folder,
@@ -312,6 +317,75 @@ def test_a_second_interrupt_leaves_at_once_and_harms_nothing(tmp_path: Path) -> 
     assert "Going on from" in resumed.stderr.readline()
     resumed.send_signal(signal.SIGINT)
     assert resumed.wait(60) == 130
+
+
+@pytest.mark.parametrize("delay", [0.3, 0.7, 1.5])
+def test_an_interrupt_before_the_run_leaves_nothing(delay: float, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sds3d", "generate", "a red cube", "--prior", str(tmp_path / "none")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    # A fast machine may have found by then that the prior is missing.
+    assert process.returncode in (2, 130)
+    assert "Traceback" not in errors
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_was_there(tmp_path: Path) -> None:
+    """No file may grow beyond 12 kB, so the first checkpoint fails as on a full disk."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (12000, 12000))\n"
+    process = start(tmp_path, "generate", "a cube", "--steps", "6", *SMALL, "--out", "full", before=limit)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    assert "disk is full" in errors
+    assert "Traceback" not in errors
+    folder = tmp_path / "full"
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+    assert not (folder / "asset.ply").exists()
+    assert start(tmp_path, "generate", "--resume", "--out", "full").wait(60) == 0
+    assert not list(folder.rglob(".*"))
+
+
+TEXTS = st.text(max_size=30) | st.sampled_from(
+    [
+        "",
+        " ",
+        "nan",
+        "inf",
+        "1e400",
+        "-1",
+        "0x10",
+        "٣",
+        "../x",
+        "/etc/passwd",
+        "-rf",
+        "$(id)",
+        "{p: 1}",
+        "a: b",
+        "&a [*a]",
+    ]
+)
+
+
+@given(
+    prompt=TEXTS,
+    recipe=st.none() | TEXTS,
+    prior=st.none() | TEXTS,
+    guidance=st.none() | TEXTS,
+    negative=st.none() | TEXTS,
+    device=st.none() | TEXTS,
+    overrides=st.lists(TEXTS | TEXTS.map(lambda value: f"stages.shape.steps={value}"), max_size=2),
+)
+@settings(max_examples=200, deadline=None)
+def test_any_request_is_planned_or_refused(**given: Any) -> None:
+    with contextlib.suppress(ValueError, OSError):
+        plan(Request(**{**given, "overrides": tuple(given["overrides"])}))
 
 
 def wait_for(file: Path, process: subprocess.Popen) -> None:
