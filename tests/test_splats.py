@@ -3,17 +3,19 @@
 import copy
 import dataclasses
 import functools
+import importlib
 import math
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
 
 from sds3d.cameras import look_at, orbit, rays
 from sds3d.core import Background, Cameras, Step
-from sds3d.renderers import kernels, reference, splats
+from sds3d.renderers import kernels, reference, splats, splats_torch
 from sds3d.renderers.background import COLOURS, Named, Plain, Random
 from sds3d.renderers.kernels import loader
 from sds3d.renderers.splats import Splats
@@ -130,6 +132,52 @@ def test_cuda_equals_twin():
     # gsplat drops the Gaussian that ends a pixel, so the pictures may differ by the transmittance that is left, 1e-4.
     for name in ("rgb", "alpha", "depth", *(f"d {p}" for p, _ in rep.named_parameters()), "d means2d"):
         assert error(found[name].cpu(), true[name]) < 1e-3, name
+
+
+def test_gsplat_is_given_and_gives_the_right_units(monkeypatch):
+    """A stand-in with gsplat's interface: pixels for NDC, world-to-camera matrices, depth as a fourth channel."""
+    seen = {}
+
+    def rasterization(means, quats, scales, opacities, colors, viewmats, Ks, width, height, **options):
+        seen.update(options)
+        cams = Cameras(torch.linalg.inv(viewmats), Ks, width, height)
+        drawn = splats_torch.draw(splats_torch.Shapes(means, scales, quats, opacities, colors), cams)
+        size = means.new_tensor([width, height])
+        pixels = (drawn.means2d + 1) * size / 2
+        # The stand-in draws from its own means2d, so the picture is made to depend on these pixels as well.
+        colour = drawn.colour + (pixels - pixels.detach()).sum(dim=(1, 2))[:, None, None, None]
+        meta = {"means2d": pixels, "radii": drawn.radii[..., None].repeat(1, 1, 2).ceil().int()}
+        return torch.cat([colour, drawn.depth], dim=-1), drawn.alpha, meta
+
+    monkeypatch.setitem(sys.modules, "gsplat", types.SimpleNamespace(rasterization=rasterization))
+    rep = scene(30).double()
+    shapes = splats_torch.Shapes(rep.means, rep.scales, rep.quats, rep.opacities, rep.rgb)
+    found, true = splats._draw_gsplat(shapes, cameras()), splats_torch.draw(shapes, cameras())
+    for name in ("colour", "alpha", "depth", "means2d"):
+        torch.testing.assert_close(getattr(found, name), getattr(true, name), rtol=1e-7, atol=1e-7)
+    assert torch.equal(found.radii > 0, true.radii > 0)
+    found.colour.sum().backward()
+    # Each of the 3 SIZE^2 numbers of a picture moves by 1 per pixel, which is SIZE / 2 per unit of NDC.
+    torch.testing.assert_close(found.means2d.grad, torch.full_like(found.means2d, 3 * SIZE**2 * SIZE / 2))
+    assert seen["packed"] is False
+    assert seen["render_mode"] == "RGB+D"
+
+
+def test_gsplat_without_a_toolkit_is_not_chosen(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    for built, message in [(None, "nvcc"), (RuntimeError("half built"), "half built")]:
+
+        def load(name, built=built):
+            if isinstance(built, Exception):
+                raise built
+            return types.SimpleNamespace(_C=built)
+
+        monkeypatch.setattr(importlib, "import_module", load)
+        splats._gsplat.cache_clear()
+        chosen = splats._gsplat()
+        assert chosen.name == "torch"
+        assert message in chosen.why
+    splats._gsplat.cache_clear()
 
 
 def test_gpu_skip_condition_is_right():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 from dataclasses import dataclass
 
@@ -24,10 +26,22 @@ def backend(like: Tensor) -> kernels.Backend:
     if like.device.type == "cpu" and like.dtype == torch.float32:
         return kernels.backend()
     if like.is_cuda and like.dtype == torch.float32:
-        if importlib.util.find_spec("gsplat") is not None:
-            return kernels.Backend("gsplat", "the tensors are on CUDA and gsplat is installed")
-        return kernels.Backend("torch", "the tensors are on CUDA and gsplat is not installed")
+        return _gsplat()
     return kernels.Backend("torch", f"only it draws {like.dtype} on {like.device.type}")
+
+
+@functools.cache
+def _gsplat() -> kernels.Backend:
+    """gsplat where its CUDA code is built or can be built now, which takes minutes once; else PyTorch."""
+    if importlib.util.find_spec("gsplat") is None:
+        return kernels.Backend("torch", "the tensors are on CUDA and gsplat is not installed")
+    try:
+        built = importlib.import_module("gsplat.cuda._backend")._C
+    except (ImportError, OSError, RuntimeError) as error:
+        return kernels.Backend("torch", f"gsplat's CUDA code cannot be loaded: {' '.join(str(error).split())[:200]}")
+    if built is None:
+        return kernels.Backend("torch", "gsplat is installed, but there is no CUDA toolkit (nvcc) to build its code")
+    return kernels.Backend("gsplat", "the tensors are on CUDA and gsplat is installed")
 
 
 def draw(shapes: Shapes, cameras: Cameras) -> Drawn:
