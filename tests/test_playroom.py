@@ -186,7 +186,10 @@ def test_the_exact_scene_is_perfect_by_its_own_measures() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", [Head("light", "black", "blue"), Head("dark", "white", "brown", glasses=True)])
+@pytest.mark.parametrize(
+    "head",
+    [Head("light", "black", "blue"), Head("dark", "white", "brown", glasses=True), Head("tan", "blond", "green", hat=True)],
+)
 def test_broken_heads_are_flagged_and_whole_ones_are_not(head: Head) -> None:
     whole = measures.measure(head, measures.scene_draw(build(head)))
     assert whole.counted

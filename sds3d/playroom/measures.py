@@ -16,6 +16,7 @@ from torch import Tensor
 from ..cameras import orbit
 from ..core import Cameras, RenderOutput
 from .grammar import Head, Spec
+from .head import HAIR_RGB
 from .render import render
 from .scenes import Part, Scene, build
 
@@ -81,7 +82,7 @@ def measure(spec: Spec, draw: Draw) -> Quality:
     overlap = float(iou(got.alpha, true.alpha).mean())
     faces: tuple[bool | None, bool | None] = (None, None)
     if isinstance(spec, Head) and overlap >= COUNTED_IOU:
-        faces = _faces(got, true)
+        faces = _faces(spec, got, true)
     return Quality(
         iou=overlap,
         psnr=psnr(got.rgb, true.rgb, inside),
@@ -92,42 +93,46 @@ def measure(spec: Spec, draw: Draw) -> Quality:
     )
 
 
-def _faces(got: RenderOutput, true: RenderOutput) -> tuple[bool, bool]:
-    """(two-faced, faceless): which true side the drawn back, and the drawn front, is nearer to, inside the true mask.
+def _faces(spec: Head, got: RenderOutput, true: RenderOutput) -> tuple[bool, bool]:
+    """(two-faced, faceless): what the drawn back, and the drawn front, is nearer to, inside the true mask.
 
-    Nearness is the cosine between colours, so that brightness does not count: the world's light shines from the front,
-    and hair in the light is still hair.
+    A back is two-faced when it is nearer to the true front than to the true back, a front faceless when it is nearer to
+    the true back. The other side is seen in the light that falls on this side, so that light does not count.
     """
     front = torch.arange(len(RINGS_DEG)) * AZIMUTHS
-    back = front + AZIMUTHS // 2
+    scene = build(spec)
 
-    def nearness(drawn: Tensor, side: Tensor) -> float:
-        mask = (true.alpha[drawn] > 0.5).expand(-1, -1, -1, 3)
-        return float(torch.cosine_similarity(got.rgb[drawn][mask], true.rgb[side][mask], dim=0))
+    def wrong(rows: Tensor, side: float) -> bool:
+        cameras = views()
+        there = Cameras(cameras.c2w[rows], cameras.K[rows], cameras.height, cameras.width)
+        other = render(folded(scene, side), there, torch.ones(len(rows), 3), samples=2)
+        mask = (true.alpha[rows] > 0.5).expand(-1, -1, -1, 3)
+        errors = [(got.rgb[rows] - rgb).square()[mask].mean() for rgb in (other.rgb, true.rgb[rows])]
+        return bool(errors[0] < errors[1])
 
-    return nearness(back, front) > nearness(back, back), nearness(front, back) > nearness(front, front)
+    return wrong(front + AZIMUTHS // 2, 1.0), wrong(front, -1.0)
+
+
+def folded(scene: Scene, side: float) -> Scene:
+    """The scene with its front (side = 1) or its back (side = -1) on both sides."""
+
+    def fold(p: Tensor) -> Tensor:
+        return torch.cat([side * p[..., :1].abs(), p[..., 1:]], dim=-1)
+
+    def part(original: Part) -> Part:
+        rgb = original.rgb
+        return Part(lambda p: original.solid(fold(p)), (lambda p: rgb(fold(p))) if callable(rgb) else rgb)
+
+    return Scene(scene.caption, tuple(part(original) for original in scene.parts))
 
 
 def controls(head: Head) -> dict[str, tuple[Draw, Callable[[Quality], bool]]]:
     """Broken assets of a head, each with the test that must flag it."""
     scene = build(head)
-
-    def mirrored(part: Part) -> Part:
-        def fold(p: Tensor) -> Tensor:  # what is behind shows what is in front
-            return torch.cat([p[..., :1].abs(), p[..., 1:]], dim=-1)
-
-        rgb = part.rgb
-        return Part(lambda p: part.solid(fold(p)), (lambda p: rgb(fold(p))) if callable(rgb) else rgb)
-
-    from .head import HAIR_RGB
-
     hair = Scene(scene.caption, tuple(Part(part.solid, HAIR_RGB[head.hair]) for part in scene.parts))
     nothing = Scene(scene.caption, (Part(lambda p: p.norm(dim=-1) + 1.0, (0.0, 0.0, 0.0)),))
     return {
-        "a second face behind": (
-            scene_draw(Scene(scene.caption, tuple(mirrored(part) for part in scene.parts))),
-            lambda quality: quality.two_faced is True,
-        ),
+        "a second face behind": (scene_draw(folded(scene, 1.0)), lambda quality: quality.two_faced is True),
         "a ball of hair": (scene_draw(hair), lambda quality: quality.faceless is True),
         "an empty asset": (scene_draw(nothing), lambda quality: not quality.counted and quality.iou < 0.6),
     }
