@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -95,7 +96,22 @@ def load(family: str, kind: str, extra: Mapping[str, type] | None = None) -> typ
         if family == "guidance" and ":" in kind:
             raise ValueError(f"The guidance {kind} comes from a file; name that file again with --guidance {kind}.")
         raise ValueError(unknown(family, kind, table))
-    return fetch(table[kind])
+    cls = fetch(table[kind])
+    if table[kind] != KINDS[family].get(kind):
+        _check_foreign(cls, table[kind])
+    return cls
+
+
+def _check_foreign(cls: type, where: str) -> None:
+    """Raise ValueError for a guidance that a recipe could not write: the words of a term stand beside its fields."""
+    from .engine import Guide
+
+    kept = {field.name for field in fields(Guide)} - {"guidance"}
+    taken = sorted(kept & {field.name for field in fields(cls)}) if is_dataclass(cls) else []
+    if taken:
+        raise ValueError(
+            f'The guidance {where} has a field "{taken[0]}", a word that a recipe keeps; rename the field.'
+        )
 
 
 def kind_of(family: str, cls: type, extra: Mapping[str, type] | None = None) -> str | None:
@@ -129,6 +145,7 @@ def load_file(spec: str) -> tuple[str, type]:
     cls = getattr(module, wanted, None)
     if not isinstance(cls, type) or not issubclass(cls, Guidance) or inspect.isabstract(cls):
         raise ValueError(f"{path} has no guidance class {wanted}; a guidance derives from sds3d.core.Guidance.")
+    _check_foreign(cls, spec)
     return spec, cls
 
 

@@ -30,7 +30,7 @@ from .files import sync_folder, write, write_new
 
 SCHEMA = 1  # of the checkpoint; a newer one is refused
 KEPT = ("draft.png",)  # what may lie in a folder before its run begins
-PARTIAL = re.compile(r"\.(asset|turntable)[.-].*|\..*\.partial.*")  # what a killed process leaves
+PARTIAL = re.compile(r"\..*\.partial.*")  # what a killed process leaves
 OURS = re.compile(rf"(asset|turntable)[.-].*|preview\.png|metrics\.jsonl|{PARTIAL.pattern}")
 
 

@@ -26,7 +26,7 @@ MAY = {
     "representations": EVERYONE,
     "renderers": {*EVERYONE, "representations"},
     "export": {*EVERYONE, "files", "representations"},
-    "plugins": {"core"},
+    "plugins": {"core", "engine"},
     "schema": {"plugins", "schedules"},
     "recipes": {"plugins", "schema", "engine"},
     "engine": {*EVERYONE, "prompts", "losses"},

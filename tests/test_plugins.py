@@ -323,6 +323,12 @@ def test_a_file_without_a_guidance_is_refused(content: str, name: str, tmp_path:
         plugins.load_file(f"{file}:{name}")
 
 
+def test_a_guidance_with_a_word_of_the_term_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(GUIDANCE.replace("scale", "weight"))
+    with pytest.raises(ValueError, match='has a field "weight", a word that a recipe keeps'):
+        plugins.load_file(f"{tmp_path / 'mine.py'}:ClassifierScore")
+
+
 @pytest.mark.parametrize("spec", ["mine.txt:A", "nowhere.py:A", "mine.py:", "mine.py:a b", ":"])
 def test_a_guidance_file_is_written_file_colon_class(spec: str) -> None:
     with pytest.raises(ValueError):

@@ -220,7 +220,7 @@ def test_what_may_begin_where(tmp_path: Path) -> None:
 
 def test_force_replaces_a_run_and_nothing_else(folder: RunFolder) -> None:
     folder.save("shape", 3, state(1.0))
-    for name in ("asset.ply", "turntable.mp4", "metrics.jsonl", "notes.txt", ".asset-x1.ply"):
+    for name in ("asset.ply", "turntable.mp4", "metrics.jsonl", "notes.txt", ".asset.partial.ply"):
         (folder.path / name).write_text("x")
     folder.close()
     with pytest.raises(ValueError, match="--force"):
