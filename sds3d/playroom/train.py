@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,8 @@ class Training:
         self.text.to(self.device)
         self.average = deepcopy(nn.ModuleList([self.unet, self.text])).requires_grad_(False)
         self.parameters = [*self.unet.parameters(), *self.text.parameters()]
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+        groups = [{"params": [*self.unet.parameters()], "part": 1.0}, {"params": [*self.text.parameters()], "part": 0.3}]
+        self.optimiser = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
         self.step, self.seconds = 0, 0.0
         self.tokenizer = network.tokenizer()
         self.alphas = network.scheduler().alphas_cumprod.to(self.device)
@@ -143,7 +145,7 @@ class Training:
         noise = torch.from_numpy(rng.standard_normal((len(t), 48, 16, 16), dtype=np.float32))
         rate = learning_rate(self.step, self.args)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["part"]
         losses = self.loss(batch, t, noise)
         self.optimiser.zero_grad(set_to_none=True)
         losses.mean().backward()
@@ -201,7 +203,7 @@ def text_gap(training: Training, cache: Cache) -> tuple[float, float]:
     return true, false
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sds3d.playroom.train", description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for pictures, checkpoints and exported weights")
     parser.add_argument("--steps", type=int, default=20000, help="length of the whole schedule")
@@ -216,11 +218,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--from-shipped", type=Path, help="start from this prior folder, with a fresh optimiser")
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
-def main() -> None:
-    args = arguments()
+def main(given: Sequence[str] | None = None) -> None:
+    args = arguments(given)
     torch.set_num_threads(args.threads)
     cache = Cache(args.work, args.scenes)
     if args.render_only or cache.ready == 0:
