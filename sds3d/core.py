@@ -10,7 +10,6 @@ World frame: right-handed, +z up, the object's front faces +x and fits a sphere 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -209,7 +208,7 @@ class Step:
         return torch.Generator().manual_seed(value & (2**63 - 1))
 
     def normal(self, name: str, like: Tensor, fixed: bool = False) -> Tensor:
-        """Standard normal noise in the shape, dtype and place of `like` [N, ...]; `fixed` draws the same at every step."""
+        """Standard normal noise in shape, dtype and device of `like` [N, ...]; `fixed` draws the same at every step."""
         rows = [
             torch.randn(like.shape[1:], generator=self._generator(name, self.row + i, fixed))
             for i in range(like.shape[0])
@@ -218,9 +217,7 @@ class Step:
 
     def uniform(self, name: str, n: int, fixed: bool = False) -> Float[Tensor, "n"]:
         """n uniform numbers in [0, 1), one per row, on the CPU."""
-        return torch.cat(
-            [torch.rand(1, generator=self._generator(name, self.row + i, fixed)) for i in range(n)]
-        )
+        return torch.cat([torch.rand(1, generator=self._generator(name, self.row + i, fixed)) for i in range(n)])
 
     def child(self, name: str) -> Step:
         """An independent source: for a term, for each of k noises, for a second `diffuse`."""
@@ -401,5 +398,3 @@ class Renderer(Protocol):
     def __call__(
         self, rep: Representation, cameras: Cameras, background: Background, step: Step | None = None
     ) -> RenderOutput: ...
-
-

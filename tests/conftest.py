@@ -1,18 +1,14 @@
 """Shapes and types of public signatures are checked in every test, and nothing may reach the network."""
 
 import os
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-from jaxtyping import install_import_hook
-
-install_import_hook("sds3d", "typecheck.check")
-
 from collections.abc import Iterator
 
 import pytest
-from jaxtyping import config
+from jaxtyping import config, install_import_hook
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+install_import_hook("sds3d", "typecheck.check")
 
 
 @pytest.fixture

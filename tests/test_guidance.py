@@ -67,7 +67,9 @@ def test_the_weights_are_those_of_the_table(prior, form):
     e = prior.predict(x.ask(conditions(prior, 4), "cond", "uncond"))
     difference = e["uncond"] + 3 * (e["cond"] - e["uncond"]) - x.eps
     for weight, w in {"sigma2": x.sigma**2, "uniform": 1.0, "alpha_sigma2": x.alpha * x.sigma**2}.items():
-        torch.testing.assert_close(guide(replace(sds, weight=weight), prior).grad, w * difference, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            guide(replace(sds, weighting=weight), prior).grad, w * difference, rtol=1e-9, atol=1e-9
+        )
 
 
 @PRIORS
@@ -303,7 +305,7 @@ def test_times_follow_the_schedule():
     ("make", "said"),
     [
         (lambda: Sds(form="noise"), "form"),
-        (lambda: Sds(weight="sigma"), "weight must be one of sigma2"),
+        (lambda: Sds(weighting="sigma"), "weighting must be one of sigma2"),
         (lambda: Sds(t=Range(0.5, 0.2)), "t must be a range"),
         (lambda: Sds(t=Range(Ramp(0.5, 0.5), Ramp(0.9, 0.4))), "progress 1"),
         (lambda: Cfg(-1.0), "scale"),

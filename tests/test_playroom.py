@@ -69,9 +69,10 @@ def test_a_word_is_a_token_and_the_longest_caption_fits() -> None:
         assert len(tokenizer(word)["input_ids"]) == 3, word  # start, the word, end
     longest = f"{caption(FULL_HEAD)}, normals, front view, on yellow"
     assert len(tokenizer(longest)["input_ids"]) <= network.TEXT_LENGTH
-    assert tokenizer.decode(tokenizer(longest)["input_ids"], skip_special_tokens=True).split() == longest.replace(
-        ",", " ,"
-    ).split()
+    assert (
+        tokenizer.decode(tokenizer(longest)["input_ids"], skip_special_tokens=True).split()
+        == longest.replace(",", " ,").split()
+    )
 
 
 def test_a_tenth_is_held_out_and_never_trained_on() -> None:
@@ -188,7 +189,11 @@ def test_the_exact_scene_is_perfect_by_its_own_measures() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "head",
-    [Head("light", "black", "blue"), Head("dark", "white", "brown", glasses=True), Head("tan", "blond", "green", hat=True)],
+    [
+        Head("light", "black", "blue"),
+        Head("dark", "white", "brown", glasses=True),
+        Head("tan", "blond", "green", hat=True),
+    ],
 )
 def test_broken_heads_are_flagged_and_whole_ones_are_not(head: Head) -> None:
     whole = measures.measure(head, measures.scene_draw(build(head)))

@@ -1,4 +1,4 @@
-"""The checker of shapes and types that the tests put around every function: an int is a float, as everywhere in Python."""
+"""The checker of shapes and types that the tests put around every function; an int may stand for a float."""
 
 from beartype import BeartypeConf, beartype
 

@@ -6,13 +6,13 @@
 | x_t     | x.z_t           | alpha x + sigma eps                                             |
 | E       | mixed           | the guided prediction, Cfg(s): E_base + s (E_cond - E_base)     |
 | X       | target          | (x_t - sigma E) / alpha, clamped to the data range where asked  |
-| w(t)    | WEIGHTS[weight] | sigma^2, 1, alpha sigma^2, or sigma / alpha                     |
+| w(t)    | WEIGHTS[weighting]| sigma^2, 1, alpha sigma^2, or sigma / alpha                     |
 | G, eps  | grad            | w (E - eps)                                                     |
 | G, x0   | grad            | lam (x - X) with lam = w alpha / sigma                          |
 
 Without a clamp both forms are one gradient, because E - eps = (alpha / sigma) (x - X). The target form is the gradient
 of lam / 2 |x - X|^2 with X held fixed (StableDreamer, Guo et al. 2023, arXiv 2312.02189): it has a picture, X, that
-can be looked at and kept within the range of pictures. The weight "recon" has lam = 1, G = x - X, as MVDream trains.
+can be looked at and kept within the range of pictures. The weighting "recon" has lam = 1, G = x - X, as MVDream trains.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class Sds(Guidance):
     """Descend the weighted score of the noised render.
 
-    form: "eps" compares noises, "x0" compares the render with a clean target. weight: w(t) of the table above, the
+    form: "eps" compares noises, "x0" compares the render with a clean target. weighting: w(t) of the table above, the
     same for both forms. clamp: keep the target within the prior's data range; None clamps where the prior has such a
     range (pixels) and the form has a target. mix: how the predictions become one. t: the times in [0, 1] that a step
     draws from, each end a number or a schedule over progress. Raises ValueError for values out of range and for a
@@ -48,7 +48,7 @@ class Sds(Guidance):
     """
 
     form: Literal["eps", "x0"] = "x0"
-    weight: Literal["sigma2", "uniform", "alpha_sigma2", "recon"] = "sigma2"
+    weighting: Literal["sigma2", "uniform", "alpha_sigma2", "recon"] = "sigma2"
     clamp: bool | None = None
     mix: Mix = Cfg(4.0)
     t: Range = Range(0.02, 0.98)
@@ -56,8 +56,8 @@ class Sds(Guidance):
     def __post_init__(self) -> None:
         if self.form not in ("eps", "x0"):
             raise ValueError(f'form must be "eps" or "x0", given "{self.form}".')
-        if self.weight not in WEIGHTS:
-            raise ValueError(f'weight must be one of {", ".join(WEIGHTS)}, given "{self.weight}".')
+        if self.weighting not in WEIGHTS:
+            raise ValueError(f'weighting must be one of {", ".join(WEIGHTS)}, given "{self.weighting}".')
         if self.clamp and self.form == "eps":
             raise ValueError('clamp bounds the clean target, which only form "x0" has.')
         for progress in (0.0, 1.0):
@@ -94,7 +94,7 @@ class Sds(Guidance):
         x = diffuse(prior, z, step, self.t(step.progress))
         eps = prior.predict(x.ask(conditions, *self.mix.names))
         mixed = self.mix(eps, conditions, x, prior.group)
-        w = WEIGHTS[self.weight](x.alpha, x.sigma)
+        w = WEIGHTS[self.weighting](x.alpha, x.sigma)
         parts = {"prior": w * (eps["cond"] - x.eps), "classifier": w * (mixed - eps["cond"])}
         if self.form == "eps":
             return Guided(z, w * (mixed - x.eps), parts)

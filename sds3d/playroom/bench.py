@@ -18,11 +18,11 @@ from torch import Tensor
 
 from .. import machine
 from ..cameras import orbit
-from ..core import Background, Cameras, Condition, Prior, Step
+from ..core import Background, Cameras, Condition, Prior, Renderer, Representation, Step
 from ..diffusion import ddim_sample, diffuse, x0_from_eps
 from ..renderers.background import COLOURS as BACKGROUND_RGB
 from .grammar import Head, Pair, Spec, Thing, Toy, caption, heads, is_held_out, pairs, things, toys
-from .measures import Quality, contrasting_background, controls, iou, measure, psnr
+from .measures import Draw, Quality, contrasting_background, controls, iou, measure, psnr
 from .render import render
 from .scenes import build
 
@@ -165,14 +165,18 @@ def playroom(device: torch.device, out: Path | None) -> None:
     for spec in prompts_24():
         started = time.monotonic()
         outcome = run(recipe, Prompts(caption(spec)), opened, seed=0, device=device)
-        renderer = recipe.stages[outcome.stage].renderer
-        quality = measure(spec, lambda cameras, rgb: renderer(outcome.rep, cameras, Background(rgb)))
+        quality = measure(spec, asset_draw(recipe.stages[outcome.stage].renderer, outcome.rep))
         rows.append(row(spec, quality, time.monotonic() - started))
         print(told(rows[-1]), flush=True)
     flagged = control_rows(prompts_24()[-1])
     for name, caught in flagged.items():
         print(f"control {'flagged' if caught else 'MISSED '}  {name}")
     save("playroom", {"figures": summary(rows), "controls_flagged": flagged, "rows": rows}, out)
+
+
+def asset_draw(renderer: Renderer, rep: Representation) -> Draw:
+    """A representation as an asset that can be measured."""
+    return lambda cameras, rgb: renderer(rep, cameras, Background(rgb))
 
 
 def row(spec: Spec, quality: Quality, seconds: float) -> dict[str, Any]:

@@ -7,8 +7,8 @@ A caption is `{scene}{, normals}{, front view}{, on white}`. The scene is one of
     a green house with a red roof                               Toy
     a head with tan skin, black hair, blue eyes and a hat       Head
 
-A colour that is not named is open: the caption stands for the uniform distribution over it. A head's glasses, hat, beard
-and smile are there when they are named, and absent when not.
+A colour that is not named is open: the caption stands for the uniform distribution over it. A head's glasses, hat,
+beard and smile are there when they are named, and absent when not.
 """
 
 from __future__ import annotations
@@ -43,7 +43,23 @@ EYES = ("blue", "green", "brown")
 EXTRAS = ("glasses", "hat", "beard", "smile")
 VIEWS = ("front", "side", "back")
 BACKGROUNDS = ("white", "grey", "black", "blue", "green", "yellow", "red", "purple")
-OTHER_WORDS = ("a", "an", "and", "with", "on", "top", "of", "next", "to", "head", "skin", "hair", "eyes", "view", "normals")
+OTHER_WORDS = (
+    "a",
+    "an",
+    "and",
+    "with",
+    "on",
+    "top",
+    "of",
+    "next",
+    "to",
+    "head",
+    "skin",
+    "hair",
+    "eyes",
+    "view",
+    "normals",
+)
 
 
 @dataclass(frozen=True)
@@ -189,8 +205,8 @@ def check_words(text: str) -> None:
     close = sorted({near for word in unknown for near in difflib.get_close_matches(word, known, n=3)})
     hint = f" Close words: {', '.join(close)}." if close else ""
     raise ValueError(
-        f"The playroom prior does not know: {', '.join(dict.fromkeys(unknown))}.{hint} `sds3d list words` shows what it "
-        "knows; for free text use `--prior` with a folder of a Stable Diffusion model."
+        f"The playroom prior does not know: {', '.join(dict.fromkeys(unknown))}.{hint} `sds3d list words` shows what "
+        "it knows; for free text use `--prior` with a folder of a Stable Diffusion model."
     )
 
 

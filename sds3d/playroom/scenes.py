@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from . import shapes
-from .grammar import Head, Pair, Spec, Thing, Toy, caption, is_determined
+from .grammar import Pair, Spec, Thing, Toy, caption, is_determined
 from .shapes import Solid, moved
 
 RGB = tuple[float, float, float]

@@ -79,7 +79,7 @@ def capsule(start: tuple[float, float, float], end: tuple[float, float, float], 
 
 
 def prism(x: float, y: float, z: float) -> Solid:
-    """A gable roof: ridge along x, half-length x, half-width y at the bottom, half-height z (a bound, exact on faces)."""
+    """A gable roof: ridge along x, half-length x, half-width y at the bottom, half-height z; a bound off its faces."""
 
     def distance(p: Tensor) -> Tensor:
         slope = torch.hypot(torch.tensor(2 * z), torch.tensor(y))

@@ -81,7 +81,7 @@ def draw_batch(cache: Cache, groups: int, rng: np.random.Generator, single: bool
 
 
 def draw_t(groups: int, rng: np.random.Generator, single: bool) -> Tensor:
-    """Indices of noise levels [4 groups], a third of them above 0.8 T, where the text decides; a joint group shares one."""
+    """Indices of noise levels [4 groups], a third above 0.8 T, where the text decides; a joint group shares one."""
     n = groups * VIEWS if single else groups
     t = np.where(rng.random(n) < 1 / 3, rng.uniform(800, 1000, n), rng.uniform(0, 1000, n)).astype(np.int64)
     return torch.from_numpy(t if single else t.repeat(VIEWS))
@@ -98,7 +98,10 @@ class Training:
         self.text.to(self.device)
         self.average = deepcopy(nn.ModuleList([self.unet, self.text])).requires_grad_(False)
         self.parameters = [*self.unet.parameters(), *self.text.parameters()]
-        groups = [{"params": [*self.unet.parameters()], "part": 1.0}, {"params": [*self.text.parameters()], "part": 0.3}]
+        groups = [
+            {"params": [*self.unet.parameters()], "part": 1.0},
+            {"params": [*self.text.parameters()], "part": 0.3},
+        ]
         self.optimiser = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
         self.step, self.seconds = 0, 0.0
         self.tokenizer = network.tokenizer()
@@ -118,7 +121,7 @@ class Training:
         return hidden[[row[words] for words in captions]]
 
     def loss(self, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
-        """Squared error of the clean latent per row [N], weighted by min(1 / sigma^2, MAX_WEIGHT): that of v, bounded."""
+        """Squared error of the clean latent per row [N], weighted by 1 / sigma^2 <= MAX_WEIGHT: that of v, bounded."""
         z = F.pixel_unshuffle(2 * batch.pictures.permute(0, 3, 1, 2).to(self.device) - 1, network.UNSHUFFLE)
         z = z.contiguous(memory_format=torch.channels_last)
         t, noise = t.to(self.device), noise.to(self.device)
@@ -205,7 +208,9 @@ def text_gap(training: Training, cache: Cache) -> tuple[float, float]:
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sds3d.playroom.train", description=__doc__)
-    parser.add_argument("--work", type=Path, required=True, help="folder for pictures, checkpoints and exported weights")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for pictures, checkpoints and exported weights"
+    )
     parser.add_argument("--steps", type=int, default=20000, help="length of the whole schedule")
     parser.add_argument("--until", type=int, help="stop earlier, at this step")
     parser.add_argument("--scenes", type=int, default=12000, help="groups of four views to render")
