@@ -259,5 +259,6 @@ def toys() -> Iterator[Toy]:
 
 def heads() -> Iterator[Head]:
     """Every determined head."""
-    flags = [(False, True)] * len(EXTRAS)
-    return (Head(*choice) for choice in itertools.product(SKINS, HAIRS, EYES, *flags))
+    colours = itertools.product(SKINS, HAIRS, EYES)
+    extras = list(itertools.product((False, True), repeat=len(EXTRAS)))
+    return (Head(skin, hair, eyes, *has) for skin, hair, eyes in colours for has in extras)

@@ -13,26 +13,26 @@ from torch import Tensor
 
 from . import shapes
 from .grammar import Head
-from .scenes import Part
+from .scenes import RGB, Part
 from .shapes import Solid
 
 UNIT_CM = 17.0  # centimetres per world unit
 CENTRE_CM = (0.0, 1.5, 2.0)  # this point of the measured frame is the world's origin
 
-SKIN_RGB = {
+SKIN_RGB: dict[str | None, RGB] = {
     "light": (0.96, 0.80, 0.69),
     "tan": (0.83, 0.62, 0.45),
     "brown": (0.58, 0.38, 0.25),
     "dark": (0.34, 0.21, 0.15),
 }
-HAIR_RGB = {
+HAIR_RGB: dict[str | None, RGB] = {
     "black": (0.09, 0.08, 0.09),
     "brown": (0.40, 0.22, 0.10),
     "blond": (0.93, 0.78, 0.36),
     "red": (0.75, 0.25, 0.08),
     "white": (0.93, 0.93, 0.94),
 }
-EYE_RGB = {"blue": (0.15, 0.40, 0.85), "green": (0.15, 0.60, 0.25), "brown": (0.40, 0.20, 0.08)}
+EYE_RGB: dict[str | None, RGB] = {"blue": (0.15, 0.40, 0.85), "green": (0.15, 0.60, 0.25), "brown": (0.40, 0.20, 0.08)}
 SCLERA, PUPIL, LIPS, TEETH, FRAME, HAT = (
     (0.97, 0.97, 0.97),
     (0.03, 0.03, 0.03),
@@ -72,7 +72,8 @@ _RHO = (  # a row per height, a column per 15 degrees of azimuth from the front 
 )
 _HALF = {  # the subject's right half and the midline of the 68 landmarks, cm
     0: (-7.36, 3.68, 3.66), 1: (-7.28, 1.49, 3.93), 2: (-6.94, -.46, 4.53), 3: (-6.56, -2.36, 5.17),
-    4: (-5.72, -4.49, 6.13), 5: (-4.30, -6.21, 7.35), 6: (-3.05, -6.91, 8.77), 7: (-1.54, -7.26, 10.27), 8: (0, -7.57, 10.43),
+    4: (-5.72, -4.49, 6.13), 5: (-4.30, -6.21, 7.35), 6: (-3.05, -6.91, 8.77),
+    7: (-1.54, -7.26, 10.27), 8: (0, -7.57, 10.43),
     17: (-5.82, 5.20, 7.91), 18: (-4.93, 5.98, 8.99), 19: (-3.79, 6.26, 9.83), 20: (-2.41, 6.19, 10.48),
     21: (-1.17, 5.91, 10.73),
     27: (0, 3.74, 10.73), 28: (0, 2.63, 11.52), 29: (0, 1.61, 12.31), 30: (0, .41, 13.07),

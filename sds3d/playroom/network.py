@@ -6,6 +6,7 @@ import itertools
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,10 +45,11 @@ def tokenizer():
     from transformers import CLIPTokenizer
 
     vocab, merges = bpe(words())
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT_LENGTH)
+    read: Any = CLIPTokenizer  # its annotation leaves out the merges as pairs
+    return read(vocab=vocab, merges=merges, model_max_length=TEXT_LENGTH)
 
 
-def text_encoder(vocab_size: int) -> nn.Module:
+def text_encoder(vocab_size: int) -> Any:
     """A CLIPTextModel with random weights in which captions differ from the start.
 
     With CLIP's own initial weights the pooled text of two captions differs by one part in a hundred, and the text is
@@ -56,7 +58,7 @@ def text_encoder(vocab_size: int) -> nn.Module:
     """
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    model = CLIPTextModel(
+    model: Any = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=vocab_size,
             hidden_size=TEXT_WIDTH,
@@ -77,14 +79,14 @@ def text_encoder(vocab_size: int) -> nn.Module:
     return model
 
 
-def unet(channels: tuple[int, ...] = (96, 160)) -> nn.Module:
+def unet(channels: tuple[int, ...] = (96, 160)) -> Any:
     """A UNet2DConditionModel with random weights: camera by class embedding, pooled text beside the time.
 
     Attention, within and across views, is at 8 x 8 alone: at 16 x 16 it would take most of the time on a CPU.
     """
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    net = UNet2DConditionModel(
+    net: Any = UNet2DConditionModel(
         sample_size=SIZE // UNSHUFFLE,
         in_channels=3 * UNSHUFFLE**2,
         out_channels=3 * UNSHUFFLE**2,
@@ -107,7 +109,7 @@ def unet(channels: tuple[int, ...] = (96, 160)) -> nn.Module:
     return net
 
 
-def start_silent(net: nn.Module) -> None:
+def start_silent(net: Any) -> None:
     """Let the text say nothing at first.
 
     A random text disturbs a network that cannot yet draw; it then learns to make all captions alike, after which no
@@ -146,7 +148,7 @@ def scheduler():
     )
 
 
-def save(folder: Path, net: nn.Module, text: nn.Module) -> None:
+def save(folder: Path, net: Any, text: Any) -> None:
     """Write the ordinary diffusers folder, weights in fp16 safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     for module, name in ((net, "unet"), (text, "text_encoder")):
@@ -170,7 +172,7 @@ def megabytes(*modules: nn.Module) -> float:
     return sum(2 * p.numel() for module in modules for p in module.parameters()) / 1e6
 
 
-def seeded(seed: int) -> tuple[nn.Module, nn.Module]:
+def seeded(seed: int) -> tuple[Any, Any]:
     """A fresh UNet and text encoder whose initial weights follow from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -178,11 +180,11 @@ def seeded(seed: int) -> tuple[nn.Module, nn.Module]:
         return unet(), text_encoder(len(vocab))
 
 
-def load(folder: Path) -> tuple[nn.Module, nn.Module]:
+def load(folder: Path) -> tuple[Any, Any]:
     """The UNet and text encoder of a saved folder, in fp32, ready to be trained on."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers import CLIPTextModel
 
-    net = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True).float()
+    net: Any = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True).float()
     net.set_attn_processor(JointAttention())
     return net, CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True).float()

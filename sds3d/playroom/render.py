@@ -83,5 +83,5 @@ def trace(scene: Scene, o: Tensor, d: Tensor, steps: int = 96, tolerance: float 
 def surface_normals(scene: Scene, p: Float[Tensor, "n 3"], h: float = 2e-3) -> Float[Tensor, "n 3"]:
     """Unit gradients of the distance, by differences over a tetrahedron of size h."""
     corners = p.new_tensor([[1, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]])
-    gradient = sum(scene.distance(p + h * corner)[:, None] * corner for corner in corners)
+    gradient = torch.stack([scene.distance(p + h * corner)[:, None] * corner for corner in corners]).sum(dim=0)
     return torch.nn.functional.normalize(gradient, dim=-1)

@@ -14,7 +14,7 @@ from .grammar import Pair, Spec, Thing, Toy, caption, is_determined
 from .shapes import Solid, moved
 
 RGB = tuple[float, float, float]
-COLOUR_RGB: dict[str, RGB] = {
+COLOUR_RGB: dict[str | None, RGB] = {  # a determined caption names every colour, so None is never asked
     "red": (0.85, 0.13, 0.11),
     "green": (0.20, 0.65, 0.24),
     "blue": (0.15, 0.30, 0.85),

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,8 @@ def opened(spec: Spec, rng: np.random.Generator) -> Spec:
     if isinstance(spec, Thing):
         return Thing(spec.shape, maybe(spec.colour))
     if isinstance(spec, Pair):
-        return Pair(opened(spec.first, rng), opened(spec.second, rng), spec.relation)
+        first, second = (Thing(thing.shape, maybe(thing.colour)) for thing in (spec.first, spec.second))
+        return Pair(first, second, spec.relation)
     if isinstance(spec, Toy):
         return Toy(spec.kind, maybe(spec.colour), maybe(spec.part))
     extras = (spec.glasses, spec.hat, spec.beard, spec.smile)
@@ -96,7 +98,7 @@ class Training:
         self.unet.class_embedding = OptionalCamera(self.unet.class_embedding)
         self.unet.to(self.device, memory_format=torch.channels_last)
         self.text.to(self.device)
-        self.average = deepcopy(nn.ModuleList([self.unet, self.text])).requires_grad_(False)
+        self.average: Any = deepcopy(nn.ModuleList([self.unet, self.text])).requires_grad_(False)
         self.parameters = [*self.unet.parameters(), *self.text.parameters()]
         groups = [
             {"params": [*self.unet.parameters()], "part": 1.0},
@@ -159,8 +161,8 @@ class Training:
         self.step += 1
         decay = min(self.args.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            averages = list(self.average.parameters())
-            torch._foreach_lerp_(averages, [p.detach() for p in self.parameters], 1 - decay)
+            for mean, parameter in zip(self.average.parameters(), self.parameters, strict=True):
+                mean.lerp_(parameter, 1 - decay)
         return t, losses.detach().cpu()
 
     def state(self) -> dict:
