@@ -57,4 +57,4 @@ def explain(error: OSError) -> str:
         return f"The disk is full: writing{where} failed, and what was there is intact. Free some space, then --resume."
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"Writing{where} is not allowed: read-only, or it belongs to someone else. Choose another --out."
-    return f"{error.strerror or error}:{where}." if error.filename else f"{error}."
+    return f"{error.strerror or error}:{where}." if error.filename else f"{str(error).rstrip('.')}."
