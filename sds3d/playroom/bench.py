@@ -18,8 +18,9 @@ from torch import Tensor
 
 from .. import machine
 from ..cameras import orbit
-from ..core import Background, Cameras, Condition, Prior, Renderer, Representation, Step
+from ..core import Background, Cameras, Condition, Mix, Prior, Renderer, Representation, Step
 from ..diffusion import ddim_sample, diffuse, x0_from_eps
+from ..guidance.mix import Cfg
 from ..renderers.background import COLOURS as BACKGROUND_RGB
 from .grammar import Head, Pair, Spec, Thing, Toy, caption, heads, is_held_out, pairs, things, toys
 from .measures import Draw, Quality, contrasting_background, controls, iou, measure, psnr
@@ -27,6 +28,8 @@ from .render import render
 from .scenes import build
 
 CAPTIONS, SAMPLER_STEPS, SCALE = 64, 30, 2.0  # bench prior
+SLOPE_TIMES = (0.6, 0.85, 0.95)
+DEFAULT_MIX = Cfg(4.0)  # of the default recipe
 MASK_DISTANCE = 0.1  # a pixel belongs to the object where its colour is this far from the background
 
 
@@ -71,7 +74,8 @@ def prior(device: torch.device, out: Path | None) -> None:
     figures = {
         "mean_iou": round(float(np.mean([row["iou"] for row in rows])), 4),
         "mean_psnr_db": round(float(np.mean([row["psnr"] for row in rows])), 2),
-        "background_slope": {str(t): round(background_slope(model, t), 3) for t in (0.6, 0.85, 0.95)},
+        "background_slope": {str(t): round(background_slope(model, t), 3) for t in SLOPE_TIMES},
+        "background_slope_unnamed": {str(t): round(background_slope(model, t, named=False), 3) for t in SLOPE_TIMES},
         "x0_error": text_error(model, 0.9),
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -79,10 +83,10 @@ def prior(device: torch.device, out: Path | None) -> None:
     save("prior", {"settings": settings, "figures": figures, "rows": rows}, out)
 
 
-def sample(model: Prior, prompt: str, cameras: Cameras, step: Step) -> Tensor:
+def sample(model: Prior, prompt: str, cameras: Cameras, step: Step, steps: int = SAMPLER_STEPS) -> Tensor:
     """The prior's own pictures [4, H, W, 3] of a prompt."""
     noise = step.normal("noise", model.encode(torch.zeros(len(cameras), model.size, model.size, 3)))
-    clean = ddim_sample(model, noise, conditions(model, [prompt], cameras), SAMPLER_STEPS, SCALE, clamp=1.0)
+    clean = ddim_sample(model, noise, conditions(model, [prompt], cameras), steps, SCALE, clamp=1.0)
     return model.decode(clean).clamp(0, 1)
 
 
@@ -98,18 +102,20 @@ def exact_views(specs: list[Spec], step: Step, size: int) -> tuple[Tensor, Camer
 
 
 @torch.no_grad()
-def background_slope(model: Prior, t: float, scale: float = 4.0, captions: int = 16) -> float:
+def background_slope(model: Prior, t: float, named: bool = True, mix: Mix = DEFAULT_MIX, captions: int = 16) -> float:
     """How faithfully the SDS target keeps a plain background: the slope of its ring on the true one, 1 is faithful.
 
-    Below 1 the target's background is pulled to mid-grey, and a shell of haze fits it better than the truth does. The
-    captions do not name the background.
+    Below 1 the target's background is pulled to mid-grey, and a shell of haze fits it better than the truth does.
+    named: whether the captions name the background, as the default recipe does.
     """
     step = Step(seed=0, stage="background-slope")
-    pictures, cameras, prompts, _ = exact_views(held_out(captions), step, model.size)
+    pictures, cameras, prompts, names = exact_views(held_out(captions), step, model.size)
+    if named:
+        prompts = [f"{prompt}, on {name}" for prompt, name in zip(prompts, names, strict=True)]
     z = model.encode(pictures)
     x = diffuse(model, z, step, (t, t))
-    eps = model.predict(x.ask(conditions(model, prompts, cameras), "cond", "uncond"))
-    guided = eps["uncond"] + scale * (eps["cond"] - eps["uncond"])
+    told = conditions(model, prompts, cameras)
+    guided = mix(model.predict(x.ask(told, "cond", "uncond")), told, x, model.group)
     target = model.decode(x0_from_eps(x.z_t, guided, x.alpha, x.sigma).clamp(-1, 1))
     got, true = (ring(picture) - 0.5 for picture in (target, pictures))
     return float((got * true).sum() / true.square().sum())
@@ -237,7 +243,7 @@ def save(name: str, results: dict[str, Any], out: Path | None) -> None:
         "command": f"sds3d bench {name}",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
-        "machine": machine.facts(torch.device("cpu")),
+        "machine": {key: value for key, value in machine.facts(torch.device("cpu")).items() if key != "kernel_why"},
     }
     path.write_text(json.dumps({**about, **results}, indent=1) + "\n")
     print(f"saved               {path}")
