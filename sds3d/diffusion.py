@@ -5,7 +5,6 @@
 | x_t           | z_t          | alpha x_0 + sigma eps                        |
 | X(E)          | x0_from_eps  | (x_t - sigma E) / alpha                      |
 | v-prediction  | eps_from_v   | E = alpha v + sigma x_t (Salimans, Ho 2022)  |
-| rectified flow| eps_from_flow| x_s = (1 - s) x_0 + s eps, E = x_s + (1 - s) v |
 | DDIM          | ddim_step    | x_t' = alpha' X(E) + sigma' E, eta = 0 (Song et al. 2020) |
 """
 

@@ -167,11 +167,6 @@ def save(folder: Path, net: Any, text: Any) -> None:
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def megabytes(*modules: nn.Module) -> float:
-    """Size of the weights in fp16, in units of 10^6 bytes."""
-    return sum(2 * p.numel() for module in modules for p in module.parameters()) / 1e6
-
-
 def seeded(seed: int) -> tuple[Any, Any]:
     """A fresh UNet and text encoder whose initial weights follow from the seed."""
     with torch.random.fork_rng(devices=[]):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..cameras import opencv_to_opengl
 from ..core import Cameras
 
 GROUP = 4  # views denoised jointly
@@ -47,7 +48,7 @@ def camera_vector(cameras: Cameras) -> Float[Tensor, "B 16"]:
 
     The distance and the angle of view are not told.
     """
-    pose = cameras.c2w * cameras.c2w.new_tensor([1.0, -1.0, -1.0, 1.0])
+    pose = opencv_to_opengl(cameras.c2w)
     position = F.normalize(pose[:, :3, 3], dim=-1)
     pose = torch.cat([torch.cat([pose[:, :3, :3], position[:, :, None]], dim=2), pose[:, 3:]], dim=1)
     return pose.flatten(1)
