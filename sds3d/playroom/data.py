@@ -81,7 +81,8 @@ class Cache:
                 fresh.replace(self.count)
                 progress(group + 1)
 
-    def read(self, groups: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """Colour times alpha [n, 4, 64, 64, 3], alpha [..., 1] and normals (n + 1) / 2 [..., 3] as floats in [0, 1]."""
-        pictures = torch.from_numpy(self.array[groups]).float() / 255
+    def read(self, groups: np.ndarray, views: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Views [n, v] of groups [n]: colour times alpha [n, v, 64, 64, 3], alpha [..., 1] and normals (n + 1) / 2, as
+        floats in [0, 1]."""
+        pictures = torch.from_numpy(self.array[groups[:, None], views]).float() / 255
         return pictures[..., :3], pictures[..., 3:4], pictures[..., 4:]

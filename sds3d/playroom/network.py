@@ -105,20 +105,7 @@ def unet(channels: tuple[int, ...] = (96, 160)) -> Any:
         addition_embed_type_num_heads=4,
     )
     net.set_attn_processor(JointAttention())
-    start_silent(net)
     return net
-
-
-def start_silent(net: Any) -> None:
-    """Let the text say nothing at first.
-
-    A random text disturbs a network that cannot yet draw; it then learns to make all captions alike, after which no
-    gradient is left to tell them apart. From zero the text can only grow where it helps.
-    """
-    nn.init.zeros_(net.add_embedding.norm2.weight)
-    for name, module in net.named_modules():
-        if name.endswith("attn2"):
-            nn.init.zeros_(module.to_out[0].weight)
 
 
 def scheduler():
