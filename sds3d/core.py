@@ -226,11 +226,24 @@ class Step:
 
 @dataclass(frozen=True)
 class Guided:
-    """Descend `grad` at `at` (both [N, c, *s]). `parts`: name -> latent, which add up to grad, for the microscope."""
+    """Descend `grad` at `at` (both [N, c, *s]).
+
+    parts: name -> latent, which add up to grad, for the microscope. target: X [N, c, *s] where the method has the form
+    grad = k (at - X) with one k per row, computed from the predictions by the x0 formula and never as at - grad; None
+    where the method pulls toward no picture.
+    """
 
     at: Tensor
     grad: Tensor
     parts: Mapping[str, Tensor] | None = None
+    target: Tensor | None = None
+
+    def pull(self) -> Float[Tensor, "N"]:
+        """k of grad = k (at - target), by least squares in each row. Raises ValueError where there is no target."""
+        if self.target is None:
+            raise ValueError("This gradient pulls toward no target, so it has no strength of pull.")
+        away, grad = (self.at.detach() - self.target).flatten(1), self.grad.flatten(1)
+        return (grad * away).sum(1) / away.square().sum(1).clamp_min(torch.finfo(away.dtype).tiny)
 
     def loss(self) -> Tensor:
         """A scalar whose gradient with respect to `at` is exactly grad / N, summed over channels and space.

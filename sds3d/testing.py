@@ -111,6 +111,14 @@ class GuidanceLaws:
             size = sum(part.abs() for part in guided.parts.values()) + guided.grad.abs()
             assert ((sum(guided.parts.values()) - guided.grad).abs() <= 1e-4 * size.max()).all()
 
+    def test_a_target_is_what_the_gradient_pulls_toward(self, prior: Prior) -> None:
+        guided = self.guide(prior, self.image(), Step(0, "laws"))
+        if guided.target is not None:
+            pull = guided.pull().reshape(-1, *[1] * (guided.at.dim() - 1))
+            away = guided.grad - pull * (guided.at - guided.target)
+            assert guided.target.shape == guided.at.shape and not guided.target.requires_grad
+            assert (away.abs() <= 1e-4 * guided.grad.abs().max()).all(), "grad is k (at - target), one k for each row"
+
     def test_one_seed_gives_one_gradient(self, prior: Prior) -> None:
         a, b, other = (self.guide(prior, self.image(), Step(seed, "laws")).grad for seed in (3, 3, 4))
         assert torch.equal(a, b), "draw from the step, and keep no state outside of the learners"

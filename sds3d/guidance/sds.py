@@ -96,12 +96,12 @@ class Sds(Guidance):
         mixed = self.mix(eps, conditions, x, prior.group)
         w = WEIGHTS[self.weighting](x.alpha, x.sigma)
         parts = {"prior": w * (eps["cond"] - x.eps), "classifier": w * (mixed - eps["cond"])}
-        if self.form == "eps":
-            return Guided(z, w * (mixed - x.eps), parts)
-        lam = w * x.alpha / x.sigma
         free = x0_from_eps(x.z_t, mixed, x.alpha, x.sigma)
+        if self.form == "eps":
+            return Guided(z, w * (mixed - x.eps), parts, free)
+        lam = w * x.alpha / x.sigma
         bound = self.bound(prior)
         target = free if bound is None else free.clamp(-bound, bound)
         if bound is not None:
             parts["clamp"] = lam * (free - target)
-        return Guided(z, lam * (z.detach() - target), parts)
+        return Guided(z, lam * (z.detach() - target), parts, target)
