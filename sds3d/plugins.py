@@ -19,7 +19,12 @@ from pathlib import Path
 from typing import Any
 
 KINDS: dict[str, dict[str, str]] = {
-    "guidance": {"sds": "sds3d.guidance.sds:Sds"},
+    "guidance": {
+        "sds": "sds3d.guidance.sds:Sds",
+        "dds": "sds3d.guidance.dds:Dds",
+        "iesd": "sds3d.guidance.iesd:Iesd",
+        "pds": "sds3d.guidance.pds:Pds",
+    },
     "mix": {"cfg": "sds3d.guidance.mix:Cfg", "rescale": "sds3d.guidance.mix:Rescale"},
     "start": {
         "blob": "sds3d.representations.start:Blob",

@@ -26,7 +26,8 @@ class LinearPrior(AnalyticPrior):
     """A random linear denoiser for each condition, for which every identity must hold although it denoises nothing."""
 
     def eps(self, query: Query) -> torch.Tensor:
-        draw = torch.Generator().manual_seed(int(query.condition.text[0].double().mul(1000).sum()))
+        text = query.condition.text[0, 0].double()
+        draw = torch.Generator().manual_seed(int(1000 * (text * torch.arange(1, len(text) + 1)).sum()))
         size = query.z_t[0].numel()
         matrix = torch.randn(size, size, generator=draw, dtype=F64) / math.sqrt(size)
         shift = torch.randn(size, generator=draw, dtype=F64)

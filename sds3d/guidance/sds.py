@@ -23,7 +23,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..core import Condition, Guidance, Guided, Learner, Mix, Prior, Step, Views
+from ..core import Condition, Guidance, Guided, Latent, Learner, Mix, Noised, Prior, Step, Views
 from ..diffusion import diffuse, x0_from_eps
 from ..schedules import Range
 from .mix import Cfg
@@ -96,6 +96,11 @@ class Sds(Guidance):
         mixed = self.mix(eps, conditions, x, prior.group)
         w = WEIGHTS[self.weighting](x.alpha, x.sigma)
         parts = {"prior": w * (eps["cond"] - x.eps), "classifier": w * (mixed - eps["cond"])}
+        return self.descend(prior, z, x, mixed, parts)
+
+    def descend(self, prior: Prior, z: Latent, x: Noised, mixed: Latent, parts: Mapping[str, Latent]) -> Guided:
+        """G at z for a guided prediction at x, in this form. parts: what adds up to w (mixed - eps)."""
+        w = WEIGHTS[self.weighting](x.alpha, x.sigma)
         free = x0_from_eps(x.z_t, mixed, x.alpha, x.sigma)
         if self.form == "eps":
             return Guided(z, w * (mixed - x.eps), parts, free)
@@ -103,5 +108,5 @@ class Sds(Guidance):
         bound = self.bound(prior)
         target = free if bound is None else free.clamp(-bound, bound)
         if bound is not None:
-            parts["clamp"] = lam * (free - target)
+            parts = {**parts, "clamp": lam * (free - target)}
         return Guided(z, lam * (z.detach() - target), parts, target)
