@@ -6,7 +6,7 @@
 | x_t     | x.z_t           | alpha x + sigma eps                                             |
 | E       | mixed           | the guided prediction, Cfg(s): E_base + s (E_cond - E_base)     |
 | X       | target          | (x_t - sigma E) / alpha, clamped to the data range where asked  |
-| w(t)    | WEIGHTS[weighting]| sigma^2, 1, alpha sigma^2, or sigma / alpha                     |
+| w(t)    | WEIGHTS[weighting]| see `weights`                                                   |
 | G, eps  | grad            | w (E - eps)                                                     |
 | G, x0   | grad            | lam (x - X) with lam = w alpha / sigma                          |
 
@@ -17,38 +17,30 @@ can be looked at and kept within the range of pictures. The weighting "recon" ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
-
-from torch import Tensor
 
 from ..core import Condition, Guidance, Guided, Latent, Learner, Mix, Noised, Prior, Step, Views
 from ..diffusion import diffuse, x0_from_eps
 from ..schedules import Range
 from .mix import Cfg
-
-WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "sigma2": lambda alpha, sigma: sigma**2,
-    "uniform": lambda alpha, sigma: sigma.new_ones(sigma.shape),
-    "alpha_sigma2": lambda alpha, sigma: alpha * sigma**2,
-    "recon": lambda alpha, sigma: sigma / alpha,
-}
+from .weights import WEIGHTS, Weighting, check_conditions, check_times, check_weighting
 
 
 @dataclass(frozen=True)
 class Sds(Guidance):
     """Descend the weighted score of the noised render.
 
-    form: "eps" compares noises, "x0" compares the render with a clean target. weighting: w(t) of the table above, the
-    same for both forms. clamp: keep the target within the prior's data range; None clamps where the prior has such a
+    form: "eps" compares noises, "x0" compares the render with a clean target. weighting: w(t) of `weights`, the same
+    for both forms. clamp: keep the target within the prior's data range; None clamps where the prior has such a
     range (pixels) and the form has a target. mix: how the predictions become one. t: the times in [0, 1] that a step
     draws from, each end a number or a schedule over progress. Raises ValueError for values out of range and for a
     clamp without a target.
     """
 
     form: Literal["eps", "x0"] = "x0"
-    weighting: Literal["sigma2", "uniform", "alpha_sigma2", "recon"] = "sigma2"
+    weighting: Weighting = "sigma2"
     clamp: bool | None = None
     mix: Mix = Cfg(4.0)
     t: Range = Range(0.02, 0.98)
@@ -56,24 +48,17 @@ class Sds(Guidance):
     def __post_init__(self) -> None:
         if self.form not in ("eps", "x0"):
             raise ValueError(f'form must be "eps" or "x0", given "{self.form}".')
-        if self.weighting not in WEIGHTS:
-            raise ValueError(f'weighting must be one of {", ".join(WEIGHTS)}, given "{self.weighting}".')
+        check_weighting(self.weighting)
+        check_times(self.t)
         if self.clamp and self.form == "eps":
             raise ValueError('clamp bounds the clean target, which only form "x0" has.')
-        for progress in (0.0, 1.0):
-            low, high = self.t(progress)
-            if not 0 <= low <= high <= 1:
-                raise ValueError(f"t must be a range within [0, 1], given {low} to {high} at progress {progress:g}.")
 
     def bound(self, prior: Prior) -> float | None:
         """The bound on |X|, or None where the target is left free."""
         return prior.data_range if self.form == "x0" and self.clamp is not False else None
 
     def check(self, prior: Prior, names: frozenset[str]) -> None:
-        missing = [name for name in self.mix.names if name not in names]
-        if missing:
-            known = ", ".join(sorted(names)) or "none"
-            raise ValueError(f'SDS needs the condition "{missing[0]}", which the prompts do not give; given: {known}.')
+        check_conditions(type(self).__name__.upper(), self.mix.names, names)
         if self.clamp and prior.data_range is None:
             raise ValueError("clamp needs a prior whose latents have a known range (pixels); leave it out.")
 
@@ -91,12 +76,16 @@ class Sds(Guidance):
         what guidance adds; "clamp", where the target is bounded.
         """
         z = prior.encode(views.image)
-        x = diffuse(prior, z, step, self.t(step.progress))
+        x = self.noised(prior, z, conditions, step)
         eps = prior.predict(x.ask(conditions, *self.mix.names))
         mixed = self.mix(eps, conditions, x, prior.group)
         w = WEIGHTS[self.weighting](x.alpha, x.sigma)
         parts = {"prior": w * (eps["cond"] - x.eps), "classifier": w * (mixed - eps["cond"])}
         return self.descend(prior, z, x, mixed, parts)
+
+    def noised(self, prior: Prior, z: Latent, conditions: Mapping[str, Condition], step: Step) -> Noised:
+        """Where the question is asked: the latent under random noise, at a random time."""
+        return diffuse(prior, z, step, self.t(step.progress))
 
     def descend(self, prior: Prior, z: Latent, x: Noised, mixed: Latent, parts: Mapping[str, Latent]) -> Guided:
         """G at z for a guided prediction at x, in this form. parts: what adds up to w (mixed - eps)."""
