@@ -100,6 +100,7 @@ def cli() -> None:
     \b
     sds3d generate "a red cube on top of a blue cylinder"
     sds3d generate "a head with red hair and glasses" --seed 3 --draft
+    sds3d explain runs/a-red-cube-s0 --step 40
     sds3d list words
     sds3d doctor
     """
@@ -144,7 +145,9 @@ def generate(context: click.Context, dry_run: bool, draft: bool, quiet: bool, as
         with refusing():
             from .generate import Request, open_priors, plan
 
-            job = plan(Request(**{**given, "steps": _whole(given["steps"])}))
+            if given["steps"] is not None:
+                given["steps"] = _whole(given["steps"], "--steps")
+            job = plan(Request(**given))
             priors = open_priors(job)
         if dry_run:
             told = {"folder": str(job.path), "prompt": job.prompts.prompt, "recipe": job.data()}
@@ -155,13 +158,11 @@ def generate(context: click.Context, dry_run: bool, draft: bool, quiet: bool, as
             _tell(_make(job, priors, stop, given["force"], quiet), as_json, quiet)
 
 
-def _whole(text: str | None) -> int | None:
-    """A number of steps as typed: 200, or 2e2."""
-    if text is None:
-        return None
+def _whole(text: str, option: str) -> int:
+    """A whole number as typed: 200, or 2e2."""
     from .schema import number
 
-    return int(number(text, int, "--steps"))
+    return int(number(text, int, option))
 
 
 def _draft(job: Job, priors: Any, as_json: bool) -> None:
@@ -204,6 +205,51 @@ def _tell(made: Made, as_json: bool, quiet: bool) -> None:
             click.echo(f"Saved before step {made.index} of {made.stage}. Go on with:", err=True)
             click.echo(f"  sds3d generate --resume --out {shlex.quote(str(made.path))}", err=True)
         raise SystemExit(INTERRUPTED)
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--step", "index", required=True, metavar="K", help="Which step, counted from 0 as in metrics.jsonl.")
+@click.option("--stage", metavar="NAME", help="Of which stage, where the run has several.")
+@click.option("--guidance", metavar="FILE:CLASS", help="Again, where the run's guidance came from a file.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="[RUN/explain-STAGE-K-TERM.png]")
+@click.option("--device", metavar="cpu|cuda", help="Where to compute.  [where the run was made]")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as one JSON object in place of paths.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def explain(context: click.Context, run: Path, index: str, quiet: bool, as_json: bool, **given: Any) -> None:
+    """Show as one picture what step K of a RUN asked its prior, was answered, and pulled toward.
+
+    \b
+    sds3d explain runs/a-red-cube-s0 --step 40
+    sds3d explain house --step 299 --json
+
+    The picture has one row for each view: the render, the noised render x_t, each prediction as the clean picture X it
+    implies, the target that the step is the exact L2 gradient toward (where the method has one), and how strongly the
+    gradient and each of its parts pull at every pixel. Below it stand the cosines between the parts: near 1 they agree,
+    near 0 they ignore one another, below 0 they fight.
+
+    The step is made again from the nearest checkpoint that the run kept; the run itself is not changed.
+    """
+    context.find_root().meta["debug"] = given.pop("debug")
+    out = given.pop("out")
+    with Stop():
+        with refusing():
+            from .replay import explain_step, find, write_pictures
+            from .watchers import ProgressLine
+
+            place = find(run, _whole(index, "--step"), **given)
+        with running(), contextlib.ExitStack() as stack:
+            watchers = () if quiet else (stack.enter_context(ProgressLine(place.job.recipe)),)
+            seen = explain_step(place, watchers, lambda sentence: None if quiet else click.echo(sentence, err=True))
+            paths = write_pictures(place, seen, out)
+    if as_json:
+        terms = {name: explanation.numbers() for name, explanation in seen.items()}
+        click.echo(json.dumps({"pictures": [str(path) for path in paths], "terms": terms}))
+    else:
+        for path in paths:
+            click.echo(str(path))
 
 
 @cli.command("list")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -238,14 +239,8 @@ def _introduce(job: Job, priors: Mapping[str, Prior], folder: RunFolder, say: Ca
         )
         return None
     then = folder.manifest
-    threads = then.get("machine", {}).get("threads", torch.get_num_threads())
-    if threads != torch.get_num_threads() and threads <= (machine.facts(job.device)["cores"]):
-        torch.set_num_threads(threads)
-    different = machine.changes(then.get("machine", {}), machine.facts(job.device))
-    if then.get("priors") != _told(priors):
-        different.append("other prior weights")
-    if then.get("guidance_files", {}) != _hashes(job.files):
-        different.append("another guidance file")
+    adopt_threads(then)
+    different = differences(job, priors, then)
     saved = folder.load()
     where = (
         f'step {saved.index} of stage "{saved.stage}"'
@@ -260,6 +255,23 @@ def _introduce(job: Job, priors: Mapping[str, Prior], folder: RunFolder, say: Ca
         status="running", resumed=[*then.get("resumed", []), {**resumed, "exact": not different, "changed": different}]
     )
     return saved
+
+
+def differences(job: Job, priors: Mapping[str, Prior], manifest: Mapping[str, Any]) -> list[str]:
+    """What has changed since a run began, so that made again it would not be the same to the last bit; in words."""
+    different = machine.changes(manifest.get("machine", {}), machine.facts(job.device))
+    if manifest.get("priors") != _told(priors):
+        different.append("other prior weights")
+    if manifest.get("guidance_files", {}) != _hashes(job.files):
+        different.append("another guidance file")
+    return different
+
+
+def adopt_threads(manifest: Mapping[str, Any]) -> None:
+    """Compute with as many threads as the run began with, where there are so many: they decide its last bits."""
+    threads = manifest.get("machine", {}).get("threads", torch.get_num_threads())
+    if threads != torch.get_num_threads() and threads <= (os.cpu_count() or 1):
+        torch.set_num_threads(threads)
 
 
 def _now() -> str:

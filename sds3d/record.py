@@ -16,7 +16,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,11 @@ from torch import Tensor
 from .engine import Saved
 from .files import sync_folder, write, write_new
 
+CHECKPOINTS = ("latest", "previous")
 SCHEMA = 1  # of the checkpoint; a newer one is refused
 KEPT = ("draft.png",)  # what may lie in a folder before its run begins
 PARTIAL = re.compile(r"\..*\.partial.*")  # what a killed process leaves
-OURS = re.compile(rf"(asset|turntable)[.-].*|preview\.png|metrics\.jsonl|{PARTIAL.pattern}")
+OURS = re.compile(rf"(asset|turntable|explain)[.-].*|preview\.png|metrics\.jsonl|{PARTIAL.pattern}")
 
 
 def slug(prompt: str) -> str:
@@ -89,7 +90,7 @@ class RunFolder:
             if OURS.fullmatch(file.name):
                 file.unlink()
         for file in self.path.glob("checkpoint/*"):
-            if file.name.removeprefix(".").startswith(("latest.", "previous.")):
+            if file.name.removeprefix(".").startswith(tuple(f"{name}." for name in CHECKPOINTS)):
                 file.unlink()
         with contextlib.suppress(OSError):
             (self.path / "checkpoint").rmdir()
@@ -140,19 +141,10 @@ class RunFolder:
         """
         folder = self.path / "checkpoint"
         metrics = self.path / "metrics.jsonl"
-        found = False
-        for told_by in ("latest", "previous"):
-            told = _read_told(folder / f"{told_by}.json")
-            for name in ("latest", "previous"):
-                file = folder / f"{name}.safetensors"
-                if not file.exists():
-                    continue
-                found = True
-                data = file.read_bytes()
-                if told and hashlib.sha256(data).hexdigest() == told["sha256"]:
-                    _cut(metrics, told["metrics_bytes"])
-                    return Saved(told["stage"], told["index"], safetensors.torch.load(data))
-        if found:
+        for told, data in _whole(folder):
+            _cut(metrics, told["metrics_bytes"])
+            return _saved(told, data)
+        if any((folder / f"{name}.safetensors").exists() for name in CHECKPOINTS):
             raise ValueError(f"No checkpoint in {folder} is whole; begin again with --force.")
         _cut(metrics, 0)
         return None
@@ -190,6 +182,29 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or not all(isinstance(manifest.get(key), kind) for key, kind in wanted.items()):
         raise ValueError(f"{file} is not the manifest of a run; choose another folder.")
     return manifest
+
+
+def checkpoints(path: Path) -> list[Saved]:
+    """Where the run in a folder can be taken up: its whole checkpoints, the newest first. Changes nothing."""
+    return [_saved(told, data) for told, data in _whole(path / "checkpoint")]
+
+
+def _whole(folder: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """What each checkpoint says of itself and its tensors' bytes, where the hashes agree; the newest first."""
+    for told_by in CHECKPOINTS:
+        told = _read_told(folder / f"{told_by}.json")
+        for name in CHECKPOINTS:
+            file = folder / f"{name}.safetensors"
+            if told is None or not file.exists():
+                continue
+            data = file.read_bytes()
+            if hashlib.sha256(data).hexdigest() == told["sha256"]:
+                yield told, data
+                break
+
+
+def _saved(told: Mapping[str, Any], data: bytes) -> Saved:
+    return Saved(told["stage"], told["index"], safetensors.torch.load(data))
 
 
 def _read_told(file: Path) -> dict[str, Any] | None:

@@ -31,6 +31,8 @@ MAY = {
     "recipes": {"plugins", "schema", "engine"},
     "engine": {*EVERYONE, "prompts", "losses"},
     "record": {"engine", "files"},
+    "microscope": {"core", "diffusion"},
+    "sheet": {"core", "microscope"},
     "watchers": {"core", "cameras", "engine", "files", "record"},
 }
 # A package that is heavy or optional, and where it may be imported.
@@ -41,7 +43,7 @@ OWNERS = {
     "gsplat": {"renderers"},
     "av": {"export"},
     "imageio": {"export"},
-    "PIL": {"export", "watchers", "playroom"},
+    "PIL": {"export", "watchers", "sheet", "playroom"},
     "rich": {"watchers", "cli"},
     "click": {"cli"},
     "yaml": {"recipes"},
