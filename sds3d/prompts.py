@@ -1,7 +1,8 @@
 """From one prompt to the texts that a prior is asked with: one per view, by the name of the question.
 
 A caption is "{prompt}{look}{view}{background}", for example "a red cube, normals, front view, on white". The questions
-are "cond" (the caption), "uncond" (the empty prompt) and, where one is given, "negative" (the negative prompt, alone).
+are "cond" (the caption), "cond_plain" (the caption without the word of its view, for networks that are told the camera
+apart from it), "uncond" (the empty prompt) and, where one is given, "negative" (the negative prompt, alone).
 """
 
 from __future__ import annotations
@@ -56,19 +57,23 @@ class Prompts:
 
     def names(self) -> frozenset[str]:
         """The questions that these prompts can ask."""
-        return frozenset(("cond", "uncond") if self.negative is None else ("cond", "uncond", "negative"))
+        return frozenset(("cond", "cond_plain", "uncond", *(() if self.negative is None else ("negative",))))
 
     def texts(self, cameras: Cameras, background: Background, look: str = "rgb") -> dict[str, tuple[str, ...]]:
         """For each question one text per view [B]."""
         rows = len(cameras)
-        cond = [self.prompt + LOOK_WORDS[look]] * rows
+        said, view, behind = self.prompt + LOOK_WORDS[look], [""] * rows, [""] * rows
         if self.view_words:
             angles = zip(cameras.azimuth_deg.tolist(), cameras.elevation_deg.tolist(), strict=True)
-            cond = [f"{text}, {view_word(*angle)} view" for text, angle in zip(cond, angles, strict=True)]
+            view = [f", {view_word(*angle)} view" for angle in angles]
         if self.name_background and background.name is not None:
             group = rows // len(background.name)
-            cond = [f"{text}, on {background.name[i // group]}" for i, text in enumerate(cond)]
-        texts = {"cond": tuple(cond), "uncond": ("",) * rows}
+            behind = [f", on {background.name[i // group]}" for i in range(rows)]
+        texts = {
+            "cond": tuple(said + v + b for v, b in zip(view, behind, strict=True)),
+            "cond_plain": tuple(said + b for b in behind),
+            "uncond": ("",) * rows,
+        }
         if self.negative is not None:
             texts["negative"] = (self.negative,) * rows
         return texts

@@ -23,6 +23,7 @@ def test_caption_order_is_prompt_look_view_background() -> None:
         f"a red cube, normals, {view} view, on white" for view in ("front", "side", "back", "side")
     )
     assert texts["uncond"] == ("",) * 4
+    assert texts["cond_plain"] == ("a red cube, normals, on white",) * 4
 
 
 def test_a_plain_caption_says_the_prompt_alone() -> None:
