@@ -19,7 +19,7 @@ import torch
 
 from . import __version__, machine, plugins, recipes, schema
 from .cameras import orbit
-from .core import Background, Prior, Step
+from .core import Background, Prior, Representation, Step
 from .diffusion import ddim_sample
 from .engine import Outcome, Recipe, Stage, Watcher, check, never, run
 from .files import sync_folder, write
@@ -157,12 +157,16 @@ def _check_exports(recipe: Recipe) -> None:
             raise ValueError(f"exports: {plugins.unknown('format', name, EXPORTS)}")
 
 
-def open_priors(job: Job) -> dict[str, Prior]:
-    """Every prior that the job needs, checked against its recipe and prompt. Raises ValueError, OSError."""
+def open_priors(job: Job, known: Mapping[str, Prior] | None = None) -> dict[str, Prior]:
+    """Every prior that the job needs, checked against its recipe and prompt. Raises ValueError, OSError.
+
+    known: priors that are open already.
+    """
     from .priors.catalogue import open_prior
 
+    known = known or {}
     names = dict.fromkeys(name for stage in job.recipe.stages.values() for name in sorted(stage.priors()))
-    priors: dict[str, Prior] = {name: open_prior(name, job.device) for name in names}
+    priors = {name: known[name] if name in known else open_prior(name, job.device) for name in names}
     check(job.recipe, job.prompts, priors)
     return priors
 
@@ -174,14 +178,14 @@ def begin(job: Job, force: bool = False) -> RunFolder:
 
 @dataclass(frozen=True)
 class Made:
-    """What a job ended with. done: false where it was interrupted. assets: format -> file. notes: what to tell."""
+    """What a job ended with. done: false where it was interrupted. assets: format -> file."""
 
     path: Path
     done: bool
     stage: str
     index: int
     assets: Mapping[str, Path]
-    notes: tuple[str, ...] = ()
+    rep: Representation
 
 
 def make(
@@ -219,7 +223,7 @@ def make(
         peak_memory_mb=machine.peak_memory_mb(),
         assets={name: path.name for name, path in assets.items()},
     )
-    return Made(folder.path, outcome.done, outcome.stage, outcome.index, assets)
+    return Made(folder.path, outcome.done, outcome.stage, outcome.index, assets, outcome.rep)
 
 
 def _introduce(job: Job, priors: Mapping[str, Prior], folder: RunFolder, say: Callable[[str], None]) -> Any:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -26,7 +26,7 @@ from ..core import Condition, Guidance, Guided, Latent, Learner, Mix, Noised, Pr
 from ..diffusion import diffuse, x0_from_eps
 from ..schedules import Range
 from .mix import Cfg
-from .sds import WEIGHTS
+from .weights import WEIGHTS, Weighting, check_conditions, check_times, check_weighting
 
 T = TypeVar("T")
 
@@ -58,18 +58,7 @@ def check_edit(method: str, mix: Mix, names: frozenset[str]) -> None:
     """Raise ValueError where a term has no frozen source with its prompt, or misses what the mix asks."""
     if "source" not in names:
         raise ValueError(f"{method} compares an asset with a frozen source and its prompt, and this term has none.")
-    missing = [name for name in mix.names if name not in names]
-    if missing:
-        known = ", ".join(sorted(names))
-        raise ValueError(f'{method} needs the condition "{missing[0]}", which the prompts do not give; given: {known}.')
-
-
-def check_times(t: Range) -> None:
-    """Raise ValueError where a range of times leaves [0, 1] or is empty, at the beginning or the end of a stage."""
-    for progress in (0.0, 1.0):
-        low, high = t(progress)
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"t must be a range within [0, 1], given {low} to {high} at progress {progress:g}.")
+    check_conditions(method, mix.names, names)
 
 
 def ask_pair(
@@ -99,18 +88,17 @@ def ask_pair(
 class Dds(Guidance):
     """Descend the difference of two scores; four network rows for each view with the default mix.
 
-    weighting: w(t), see `sds.WEIGHTS`. mix: how the predictions of each side become one; 7.5 is the authors' scale. t:
+    weighting: w(t), see `weights`. mix: how the predictions of each side become one; 7.5 is the authors' scale. t:
     the times in [0, 1] that a step draws from, each end a number or a schedule over progress; 50 to 948 of 1000 in the
     authors' code. Raises ValueError for values out of range.
     """
 
-    weighting: Literal["sigma2", "uniform", "alpha_sigma2", "recon"] = "uniform"
+    weighting: Weighting = "uniform"
     mix: Mix = Cfg(7.5)
     t: Range = Range(0.05, 0.95)
 
     def __post_init__(self) -> None:
-        if self.weighting not in WEIGHTS:
-            raise ValueError(f'weighting must be one of {", ".join(WEIGHTS)}, given "{self.weighting}".')
+        check_weighting(self.weighting)
         check_times(self.t)
 
     def check(self, prior: Prior, names: frozenset[str]) -> None:

@@ -18,13 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from ..core import Condition, Guided, Learner, Mix, Prior, Step, Views
-from ..diffusion import diffuse
 from .dds import check_edit, source_of
 from .mix import Cfg
-from .sds import WEIGHTS, Sds
+from .sds import Sds
+from .weights import WEIGHTS, Weighting
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Iesd(Sds):
     Raises ValueError for values out of range.
     """
 
-    weighting: Literal["sigma2", "uniform", "alpha_sigma2", "recon"] = "alpha_sigma2"
+    weighting: Weighting = "alpha_sigma2"
     mix: Mix = Cfg(7.5)
     share: float = 0.6
 
@@ -58,7 +57,7 @@ class Iesd(Sds):
     ) -> Guided:
         """G at the latent of the views. parts: "source" = (1 - w_e) w (E_src - eps), "edit" = w_e w (E_edit - eps)."""
         z = prior.encode(views.image)
-        x = diffuse(prior, z, step, self.t(step.progress))
+        x = self.noised(prior, z, conditions, step)
         eps = prior.predict(x.ask(conditions, "source", *self.mix.names))
         of_edit = self.mix(eps, conditions, x, prior.group)
         of_source = self.mix(source_of(eps), source_of(conditions), x, prior.group)

@@ -32,8 +32,9 @@ from torch import Tensor
 
 from ..core import Condition, Guidance, Guided, Learner, Mix, Prior, Step, Views
 from ..schedules import Range
-from .dds import ask_pair, check_edit, check_times
+from .dds import ask_pair, check_edit
 from .mix import Cfg
+from .weights import check_times
 
 
 @dataclass(frozen=True)
