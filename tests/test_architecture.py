@@ -11,11 +11,12 @@ import pytest
 import sds3d
 
 ROOT = Path(sds3d.__file__).parent
-EVERYONE = {"core", "diffusion", "schedules", "cameras"}
+EVERYONE = {"core", "diffusion", "learners", "schedules", "cameras"}
 # What a module or a folder of the package may import of the package, besides itself.
 MAY = {
     "core": set(),
     "diffusion": {"core"},
+    "learners": {"core"},
     "schedules": set(),
     "cameras": {"core"},
     "files": set(),
@@ -31,7 +32,7 @@ MAY = {
     "recipes": {"plugins", "schema", "engine"},
     "engine": {*EVERYONE, "prompts", "losses"},
     "record": {"engine", "files"},
-    "microscope": {"core", "diffusion"},
+    "microscope": {"core", "diffusion", "priors"},
     "sheet": {"core", "microscope"},
     "watchers": {"core", "cameras", "engine", "files", "record"},
 }

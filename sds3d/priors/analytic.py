@@ -1,12 +1,20 @@
 """A mixture of Gaussians over pictures, whose score is known exactly: for tests, tutorials and the laws of plug-ins.
 
-| symbol  | variable   | equation                                                                        |
-|---------|------------|---------------------------------------------------------------------------------|
-| p(x_0)  | prior      | sum_k pi_k N(mu_k, s^2 I)                                                        |
-| alpha   | alpha      | cos(pi t / 2), and sigma = sin(pi t / 2)                                         |
-| p(x_t)  |            | sum_k pi_k N(alpha mu_k, v I) with v = alpha^2 s^2 + sigma^2                     |
-| r_k     | share      | pi_k N(x_t; alpha mu_k, v I), divided by their sum                               |
-| E(x_t)  | eps        | -sigma grad log p(x_t) = sigma / v sum_k r_k (x_t - alpha mu_k)                  |
+| symbol | variable | equation                                                        |
+|--------|----------|-----------------------------------------------------------------|
+| p(x_0) | prior    | sum_k pi_k N(mu_k, s^2 I)                                       |
+| alpha  | alpha    | cos(pi t / 2), and sigma = sin(pi t / 2)                        |
+| p(x_t) |          | sum_k pi_k N(alpha mu_k, v I) with v = alpha^2 s^2 + sigma^2    |
+| r_k    | share    | pi_k N(x_t; alpha mu_k, v I), divided by their sum              |
+| E(x_t) | eps      | -sigma grad log p(x_t) = sigma / v sum_k r_k (x_t - alpha mu_k) |
+
+Its adapter is the same mixture with other means and another spread, both learnt: with one component it is a Gaussian
+that is fitted to what it is shown, which makes the methods with a second network (VSD, ESD) solvable in closed form.
+
+| symbol  | variable         | equation                                                                 |
+|---------|------------------|--------------------------------------------------------------------------|
+| mu_k(c) | shift, by_camera | mu_k + d + sum_j c_j d_j for a camera of numbers c; without one mu_k + d |
+| s(c)    | log_scale        | s exp(l), one l for rows with a camera and one for rows without          |
 """
 
 from __future__ import annotations
@@ -18,9 +26,10 @@ from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..core import Cameras, Condition, Image, Latent, Learner, Query, Step
+from ..core import Cameras, Condition, Image, Latent, Query, Step
+from ..learners import AdamLearner
 from .pixel import channels_first, channels_last
 
 EDGE = 1e-3  # times are kept this far from 0 and 1, where sigma or alpha vanish
@@ -33,7 +42,9 @@ class AnalyticPrior:
     means: [K, 3, h, h] in [-1, 1], the middle of each component, in any float dtype. std: s, one for all, in the units
     of the means. names: a word or phrase for each component. A prompt means the components whose names occur in it,
     each as likely, and the empty prompt means all. group: rows that share one time; each row is denoised alone.
-    data_range: the bound a guidance may put on |x_0|; None, because a Gaussian has no bound.
+    data_range: the bound a guidance may put on |x_0|; None, because a Gaussian has no bound. camera_size: how many
+    numbers tell an adapter the camera; 16 are those of a pose, and with one for each camera (1 at its place, else 0)
+    every camera has a mean of its own.
     """
 
     means: Float[Tensor, "K 3 h h"] = field(repr=False)
@@ -42,6 +53,7 @@ class AnalyticPrior:
     group: int = 1
     views_per_row: int = 1
     data_range: float | None = None
+    camera_size: int = 16
 
     def __post_init__(self) -> None:
         if self.means.dim() != 4 or self.means.shape[1] != 3 or self.means.shape[2] != self.means.shape[3]:
@@ -105,15 +117,47 @@ class AnalyticPrior:
 
     def eps(self, query: Query) -> Latent:
         """E(x_t) of the table, differentiable in x_t."""
+        means = self.means.to(query.z_t)
+        return self.score(query, means[None], self.std * means.new_ones(()))
+
+    def score(self, query: Query, means: Float[Tensor, "n K 3 h h"], std: Float[Tensor, ""]) -> Latent:
+        """E(x_t) for a mixture with the query's text, means for all rows or for each, and one spread."""
         z_t = query.z_t
         alpha, sigma = (level.to(z_t) for level in self.noise_level(query.t))
-        variance = alpha**2 * self.std**2 + sigma**2
-        away = z_t[:, None] - alpha[:, None] * self.means.to(z_t)  # [N, K, 3, h, h]
+        variance = alpha**2 * std**2 + sigma**2
+        away = z_t[:, None] - alpha[:, None] * means  # [N, K, 3, h, h]
         log_share = query.condition.text[:, 0].to(z_t).log() - away.square().flatten(2).sum(2) / (
             2 * variance.flatten(1)
         )
         share = log_share.softmax(dim=1)[..., None, None, None]
         return sigma / variance * (share * away).sum(dim=1)
 
-    def adapter(self, rank: int, lr: float, step: Step) -> Learner | None:
-        return None
+    def adapter(self, rank: int, lr: float, step: Step) -> FittedMixture:
+        """A mixture that can be fitted, at first this very one; rank is that of layers, which it has not."""
+        return FittedMixture(self, lr)
+
+
+class FittedMixture(AdamLearner):
+    """The prior's mixture with learnt means and spread, fresh from `prior` exactly what it is; see the tables above.
+
+    What a camera adds is linear in its numbers. A condition without a camera asks for all cameras at once.
+    """
+
+    def __init__(self, prior: AnalyticPrior, lr: float) -> None:
+        super().__init__()
+        self.prior = prior
+        shape = prior.means.shape[1:]
+        self.shift = nn.Parameter(prior.means.new_zeros(shape))
+        self.by_camera = nn.Parameter(prior.means.new_zeros(prior.camera_size, *shape))
+        self.log_scale = nn.Parameter(prior.means.new_zeros(2))
+        self.optimise(lr, decay=0.0)
+
+    def forward(self, query: Query) -> Latent:
+        """E(x_t) of the fitted mixture. Raises ValueError for a camera of another size than it was made for."""
+        camera, shift = query.condition.camera, self.shift[None]
+        if camera is not None:
+            if camera.shape[1] != len(self.by_camera):
+                raise ValueError(f"This adapter reads {len(self.by_camera)} numbers a camera, given {camera.shape[1]}.")
+            shift = shift + torch.einsum("nk,kchw->nchw", camera.to(shift), self.by_camera)
+        std = self.prior.std * self.log_scale[0 if camera is None else 1].exp()
+        return self.prior.score(query, (self.prior.means + shift[:, None]).to(query.z_t), std.to(query.z_t))

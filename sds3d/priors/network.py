@@ -16,6 +16,7 @@ from ..core import Cameras, Condition, Image, Latent, Learner, Query, Step
 from ..diffusion import eps_from_v, eps_from_x0
 from . import folder as files
 from .latent import codec_of
+from .lora import Lora, adapted, attention_layers
 from .multiview import GROUP, JointAttention, OptionalCamera, camera_vector
 from .pixel import PixelCodec, fold_of
 from .text import TextReader
@@ -109,22 +110,36 @@ class NetworkPrior:
         squared = self.alphas_cumprod.to(t.device)[self.index(t)].reshape(-1, 1, 1, 1)
         return squared.sqrt().to(t), (1 - squared).sqrt().to(t)
 
+    def owns(self, adapter: Learner | None) -> bool:
+        """Whether an adapter is one of this network's, which shares its forward."""
+        return isinstance(adapter, Lora) and adapter.denoise == self.forward
+
     def predict(self, queries: Mapping[str, Query]) -> dict[str, Latent]:
-        """eps under the queries' names: by its adapter for a query that has one, by one forward for all others."""
+        """eps under the queries' names, from one forward; the network's own adapters have their rows in it.
+
+        A query with another learner in the adapter's place is answered by that learner alone.
+        """
         with torch.no_grad():
-            answers = {name: q.adapter(q) for name, q in queries.items() if q.adapter is not None}
+            answers: dict[str, Latent] = {}
             asked: list[Query] = []
             place: dict[str, int] = {}
             for name, query in queries.items():
-                if query.adapter is None:
-                    place[name] = next((i for i, known in enumerate(asked) if same(known, query)), len(asked))
-                    if place[name] == len(asked):
-                        asked.append(query)
+                if query.adapter is not None and not self.owns(query.adapter):
+                    answers[name] = query.adapter(query)
+                    continue
+                place[name] = next((i for i, known in enumerate(asked) if same(known, query)), len(asked))
+                if place[name] == len(asked):
+                    asked.append(query)
             eps = self.forward(asked) if asked else []
         return {name: eps[place[name]] if name in place else answers[name] for name in queries}
 
+    def labels(self, query: Query) -> Float[Tensor, "N 17"]:
+        """What the network's own camera embedding is told; an adapter that embeds cameras itself leaves it out."""
+        own = not isinstance(query.adapter, Lora) or query.adapter.camera is None
+        return OptionalCamera.labels(query.condition.camera if own else None, query.z_t.shape[0])
+
     def forward(self, queries: Sequence[Query]) -> list[Latent]:
-        """eps for each query from one batched forward of the network."""
+        """eps for each query from one batched forward of the network, with gradient to their adapters."""
         weight = next(self.unet.parameters())
         rows = [query.z_t.shape[0] for query in queries]
         if any(n % self.group for n in rows):
@@ -134,16 +149,15 @@ class NetworkPrior:
         told = {}
         if isinstance(self.unet.class_embedding, OptionalCamera):
             told["cross_attention_kwargs"] = {"views": self.group}
-            told["class_labels"] = torch.cat(
-                [OptionalCamera.labels(q.condition.camera, n).to(weight) for q, n in zip(queries, rows, strict=True)]
-            )
-        output = self.unet(
-            torch.cat([query.z_t.to(weight) for query in queries]),
-            torch.cat([self.index(query.t) for query in queries]).to(weight.device),
-            torch.cat([query.condition.text.to(weight) for query in queries]),
-            return_dict=False,
-            **told,
-        )[0]
+            told["class_labels"] = torch.cat([self.labels(query).to(weight) for query in queries])
+        with adapted(self.unet, queries, rows):
+            output = self.unet(
+                torch.cat([query.z_t.to(weight) for query in queries]),
+                torch.cat([self.index(query.t) for query in queries]).to(weight.device),
+                torch.cat([query.condition.text.to(weight) for query in queries]),
+                return_dict=False,
+                **told,
+            )[0]
         channels = queries[0].z_t.shape[1]  # a network that also learns its variance has twice as many
         return [self.to_eps(query, part[:, :channels]) for query, part in zip(queries, output.split(rows), strict=True)]
 
@@ -158,7 +172,10 @@ class NetworkPrior:
         return eps_from_x0(z_t, output, alpha, sigma)
 
     def adapter(self, rank: int, lr: float, step: Step) -> Learner | None:
-        return None
+        """A low-rank adapter of the network's attention, or None where it has no attention."""
+        if not attention_layers(self.unet):
+            return None
+        return Lora(self.unet, self.forward, self.sees_camera, rank, lr, step)
 
 
 def same(a: Query, b: Query) -> bool:
