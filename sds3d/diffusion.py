@@ -134,7 +134,7 @@ def ddim_invert(
     for k in range(steps):
         eps = mix(prior.predict(here.ask(conditions, *mix.names)), conditions, here, prior.group)
         asked.append((here, eps))
-        to = prior.snap(t * (k + 1) / steps)
+        to = prior.snap(t * ((k + 1) / steps))  # The last factor is 1, so the walk ends at t to the bit.
         there = level(prior, to, z)
         z_t = ddim_step(here, eps, *there)
         if eta:

@@ -121,7 +121,9 @@ class Term:
     def conditions(self, cameras: Cameras, background: Background) -> dict[str, Condition]:
         """What the prior is told about each view, by the name of the question."""
         texts = self.prompts.texts(cameras, background, self.look)
-        return {name: self.prior.condition(self.embeddings(rows), cameras) for name, rows in texts.items()}
+        told = {name: self.prior.condition(self.embeddings(rows), cameras) for name, rows in texts.items()}
+        weights = self.prompts.weights(cameras)
+        return told | {name: replace(told[name], weight=weight) for name, weight in weights.items()}
 
     def __call__(self, out: RenderOutput, cameras: Cameras, background: Background, step: Step) -> Guided:
         views = Views(LOOKS[self.look](out), out, cameras)

@@ -2,7 +2,9 @@
 
 A caption is "{prompt}{look}{view}{background}", for example "a red cube, normals, front view, on white". The questions
 are "cond" (the caption), "cond_plain" (the caption without the word of its view, for networks that are told the camera
-apart from it), "uncond" (the empty prompt) and, where one is given, "negative" (the negative prompt, alone).
+apart from it), "uncond" (the empty prompt) and, where one is given, "negative" (the negative prompt, alone). Where
+views have words there are also the negatives of Perp-Neg (Armandpour et al. 2023, arXiv 2304.04968): "not_front" and
+"not_side", the caption with the word of that other view, each with a weight by camera.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from .cameras import view_word
@@ -19,6 +22,7 @@ from .core import Background, Cameras, Prior
 
 LONGEST = 2000  # characters of a prompt; a text encoder reads about 300 of them
 LOOK_WORDS = {"rgb": "", "albedo": "", "normal": ", normals"}  # what a prior must be told about the kind of picture
+AVOIDED = ("front", "side")  # the views that Perp-Neg keeps out of the others
 
 
 def tidy(text: str, name: str = "prompt") -> str:
@@ -57,7 +61,8 @@ class Prompts:
 
     def names(self) -> frozenset[str]:
         """The questions that these prompts can ask."""
-        return frozenset(("cond", "cond_plain", "uncond", *(() if self.negative is None else ("negative",))))
+        avoided = [f"not_{word}" for word in AVOIDED] if self.view_words else []
+        return frozenset(("cond", "cond_plain", "uncond", *avoided, *(() if self.negative is None else ("negative",))))
 
     def texts(self, cameras: Cameras, background: Background, look: str = "rgb") -> dict[str, tuple[str, ...]]:
         """For each question one text per view [B]."""
@@ -74,9 +79,36 @@ class Prompts:
             "cond_plain": tuple(said + b for b in behind),
             "uncond": ("",) * rows,
         }
+        if self.view_words:
+            texts |= {f"not_{word}": tuple(f"{said}, {word} view{b}" for b in behind) for word in AVOIDED}
         if self.negative is not None:
             texts["negative"] = (self.negative,) * rows
         return texts
+
+    def weights(self, cameras: Cameras) -> dict[str, Float[Tensor, "B"]]:
+        """The weight per view of each question that has one; see `perp_neg_weights`."""
+        return perp_neg_weights(cameras) if self.view_words else {}
+
+
+def perp_neg_weights(cameras: Cameras) -> dict[str, Float[Tensor, "B"]]:
+    """How much Perp-Neg keeps each view from looking like another one: numbers of at most 0.
+
+    They are -(a exp(-b r) + c) with threestudio's constants, and 0 from above. r falls from 1 at the front to 0 at the
+    side, and again from 1 at the side to 0 at the back. So the front is kept from the side, the side from the front,
+    and the back from the front most of all. threestudio also blends the embeddings of two views; here a view has one
+    word.
+    """
+    away = ((cameras.azimuth_deg + 180) % 360 - 180).abs()
+    ahead = away < 90
+    r = torch.where(ahead, 1 - away / 90, 2 - away / 90)
+
+    def fall(x: Tensor, a: float, b: float, c: float) -> Tensor:
+        return -(a * (-b * x).exp() + c).clamp_min(0)
+
+    front = torch.where(ahead, fall(r, 4.0, 0.5, -2.426), fall(r, 1.0, 0.5, 0.967))
+    side = torch.where(ahead, fall(1 - r, 4.0, 0.5, -2.426), fall(r, 1.0, 0.5, -0.606))
+    above = cameras.elevation_deg > 60
+    return {"not_front": front.masked_fill(above, 0.0), "not_side": side.masked_fill(above, 0.0)}
 
 
 @dataclass

@@ -24,6 +24,7 @@ from .priors.analytic import AnalyticPrior
 
 SIZE = 8  # pixels a side
 ASKED = {"cond": "red", "uncond": "", "negative": "blue", "source": "blue", "cond_plain": "red"}
+ASKED |= {"not_front": "blue", "not_side": ""}
 
 
 def analytic_prior(group: int = 1, std: float = 0.2, dtype: torch.dtype = torch.float32) -> AnalyticPrior:

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from small_run import prior
 from sds3d.cameras import orbit
 from sds3d.core import Background
 from sds3d.priors.analytic import AnalyticPrior
-from sds3d.prompts import LONGEST, Embeddings, Prompts, tidy
+from sds3d.prompts import LONGEST, Embeddings, Prompts, perp_neg_weights, tidy
 
 RING = orbit([0, 90, 180, 270], 0.0, 8)
 WHITE = Background(torch.ones(4, 3), ("white",))
@@ -38,9 +39,31 @@ def test_each_group_has_its_own_background() -> None:
 
 
 def test_names_are_the_questions_of_the_texts() -> None:
-    for prompts in (Prompts("a"), Prompts("a", negative="b")):
+    for prompts in (Prompts("a"), Prompts("a", negative="b"), Prompts("a", view_words=True)):
         assert prompts.names() == frozenset(prompts.texts(RING, WHITE))
     assert Prompts("a", negative="b").texts(RING, WHITE)["negative"] == ("b",) * 4
+
+
+def test_perp_neg_asks_for_the_other_views_and_weighs_them_by_camera() -> None:
+    prompts = Prompts("a red cube", view_words=True)
+    texts = prompts.texts(RING, WHITE, "normal")
+    assert texts["not_front"] == ("a red cube, normals, front view, on white",) * 4
+    assert texts["not_side"] == ("a red cube, normals, side view, on white",) * 4
+    assert set(prompts.weights(RING)) == {"not_front", "not_side"} and not Prompts("a red cube").weights(RING)
+
+
+def test_perp_neg_weights_are_the_table() -> None:
+    """-f(r), f(r) = a exp(-b r) + c: (4, .5, -2.426) ahead for both; behind (1, .5, .967) and (1, .5, -.606)."""
+    weights = perp_neg_weights(orbit([0, 45, 90, 135, 180, 225, 315, 0], [0.0] * 7 + [70.0], 8))
+    half = 4 * math.exp(-0.25) - 2.426
+    front = [0.0, half, 1.574, math.exp(-0.25) + 0.967, 1.967, math.exp(-0.25) + 0.967, half, 0.0]
+    side = [1.574, half, 0.0, math.exp(-0.25) - 0.606, 0.394, math.exp(-0.25) - 0.606, half, 0.0]
+    for name, expected in (("not_front", front), ("not_side", side)):
+        assert weights[name].tolist() == pytest.approx([-number for number in expected], abs=1e-3)
+        assert (weights[name] <= 0).all()
+    near = perp_neg_weights(orbit([89.99, 90.01], 0.0, 8))
+    for weight in near.values():
+        assert abs(weight[0] - weight[1]) < 2e-3, "the two halves meet at the side"
 
 
 @pytest.mark.parametrize("bad", ["", "  \n ", "a\0b", "\x1b[2J", "\ud800", "x" * (LONGEST + 1)])

@@ -17,6 +17,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from ..core import Prior
 from ..schedules import Range
 
 Weighting = Literal["sigma2", "uniform", "alpha_sigma2", "recon", "alpha", "flow"]
@@ -37,12 +38,12 @@ def check_weighting(weighting: str) -> None:
         raise ValueError(f'weighting must be one of {", ".join(WEIGHTS)}, given "{weighting}".')
 
 
-def check_times(t: Range) -> None:
+def check_times(t: Range, name: str = "t") -> None:
     """Raise ValueError where a range of times leaves [0, 1] or is empty, at the beginning or the end of a stage."""
     for progress in (0.0, 1.0):
         low, high = t(progress)
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"t must be a range within [0, 1], given {low} to {high} at progress {progress:g}.")
+            raise ValueError(f"{name} must be a range within [0, 1], given {low} to {high} at progress {progress:g}.")
 
 
 def check_conditions(method: str, wanted: Iterable[str], names: frozenset[str]) -> None:
@@ -51,3 +52,17 @@ def check_conditions(method: str, wanted: Iterable[str], names: frozenset[str]) 
         if name not in names:
             known = ", ".join(sorted(names)) or "none"
             raise ValueError(f'{method} needs the condition "{name}", which the prompts do not give; given: {known}.')
+
+
+def check_steps(steps: int) -> None:
+    """Raise ValueError for an inversion of less than one step."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, given {steps}.")
+
+
+def check_inversion(method: str, prior: Prior) -> None:
+    """Raise ValueError for a video prior, along which nothing here walks backwards."""
+    if prior.views_per_row > 1:
+        raise ValueError(
+            f"{method} inverts single pictures; this prior denoises videos of {prior.views_per_row} frames."
+        )
