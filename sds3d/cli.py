@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -101,6 +101,7 @@ def cli() -> None:
     sds3d generate "a red cube on top of a blue cylinder"
     sds3d generate "a head with red hair and glasses" --seed 3 --draft
     sds3d explain runs/a-red-cube-s0 --step 40
+    sds3d compare "a red cube" --guidance sds,csd
     sds3d list words
     sds3d doctor
     """
@@ -180,14 +181,10 @@ def _make(job: Job, priors: Any, stop: Stop, force: bool, quiet: bool) -> Made:
 
         folder = begin(job, force)
 
-    def say(sentence: str) -> None:
-        if not quiet:
-            click.echo(sentence, err=True)
-
     with running(), contextlib.closing(folder), contextlib.ExitStack() as stack:
         watchers = () if quiet else (stack.enter_context(ProgressLine(job.recipe)),)
         stop.saves = True
-        return make(job, priors, folder, watchers, stop, say)
+        return make(job, priors, folder, watchers, stop, _speaker(quiet))
 
 
 def _tell(made: Made, as_json: bool, quiet: bool) -> None:
@@ -205,6 +202,61 @@ def _tell(made: Made, as_json: bool, quiet: bool) -> None:
             click.echo(f"Saved before step {made.index} of {made.stage}. Go on with:", err=True)
             click.echo(f"  sds3d generate --resume --out {shlex.quote(str(made.path))}", err=True)
         raise SystemExit(INTERRUPTED)
+
+
+@cli.command()
+@click.argument("prompt")
+@click.option("--guidance", required=True, metavar="A,B,...", help="Names, or FILE:CLASS: `sds3d list guidance`.")
+@click.option("--seeds", metavar="N", default="1", help="Runs of each, with the seeds 0 to N - 1.  [1]")
+@click.option("--recipe", metavar="NAME|FILE", help="How to make all of them.  [gaussians]")
+@click.option("--prior", metavar="NAME|DIR", help="The diffusion model that guides all of them.")
+@click.option("--negative", metavar="TEXT", help="What it should not be.")
+@click.option("--steps", metavar="N", help="Steps of each run.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The folder.  [runs/compare-PROMPT]")
+@click.option("--force", is_flag=True, help="Make every run again.")
+@click.option("--device", metavar="cpu|cuda", help="Where to compute.  [a GPU where there is one]")
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change one value of every recipe.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--json", "as_json", is_flag=True, help="Print all figures as one JSON object in place of the path.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def compare(context: click.Context, prompt: str, quiet: bool, as_json: bool, **given: Any) -> None:
+    """Make PROMPT with several guidances and compare them side by side on one page, report.html.
+
+    \b
+    sds3d compare "a red cube" --guidance sds,csd
+    sds3d compare "a green house with a red roof" --guidance sds,csm,bsd --seeds 3 --steps 150
+
+    All runs of a seed share their start, cameras and noise. Where the prompt is a caption of the playroom, every asset
+    is measured against the exact scene. Each guidance stands alone in the recipe and is called main, with the recipe's
+    own times t: `--set stages.shape.guidance.main.KEY=VALUE` changes one value of all that are compared.
+
+    The same command again goes on where it was stopped; what was made is not made again.
+    """
+    context.find_root().meta["debug"] = given.pop("debug")
+    with Stop() as stop:
+        with refusing():
+            from . import compare as comparing
+
+            given["seeds"] = _whole(given["seeds"], "--seeds")
+            if given["steps"] is not None:
+                given["steps"] = _whole(given["steps"], "--steps")
+            given["guidance"] = tuple(name.strip() for name in given["guidance"].split(","))
+            planned = comparing.plan_all(comparing.Contest(prompt, **given))
+        with running():
+            stop.saves = True
+            watching = comparing.no_watchers if quiet else comparing.progress
+            result = comparing.compare(planned, watching, stop, _speaker(quiet))
+    click.echo(json.dumps({"report": str(result.report), **result.data()}) if as_json else str(result.report))
+    if not result.done:
+        if not quiet:
+            click.echo("Stopped and saved; the same command goes on.", err=True)
+        raise SystemExit(INTERRUPTED)
+
+
+def _speaker(quiet: bool) -> Callable[[str], None]:
+    """What tells a sentence to the user, on standard error; nothing where --quiet asks for it."""
+    return lambda sentence: None if quiet else click.echo(sentence, err=True)
 
 
 @cli.command()
@@ -242,7 +294,7 @@ def explain(context: click.Context, run: Path, index: str, quiet: bool, as_json:
             place = find(run, _whole(index, "--step"), **given)
         with running(), contextlib.ExitStack() as stack:
             watchers = () if quiet else (stack.enter_context(ProgressLine(place.job.recipe)),)
-            seen = explain_step(place, watchers, lambda sentence: None if quiet else click.echo(sentence, err=True))
+            seen = explain_step(place, watchers, _speaker(quiet))
             paths = write_pictures(place, seen, out)
     if as_json:
         terms = {name: explanation.numbers() for name, explanation in seen.items()}

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from .core import Condition, Guidance, Guided, Image, Latent, Learner, Prior, Query, Step, Views
 from .diffusion import x0_from_eps
+from .priors.wrapped import Wrapped
 
 EXACT = 1e-5  # relative, in single precision: a target with more than this is not what the gradient pulls toward
 
@@ -46,15 +47,11 @@ class Answer:
     x0: Latent
 
 
-@dataclass(frozen=True)
-class Recording:
-    """A prior that keeps every question and its answer, and is in everything else the prior it holds."""
+@dataclass(frozen=True, eq=False)
+class Recording(Wrapped):
+    """A prior that keeps every question and its answer."""
 
-    prior: Prior
     answers: list[Answer] = field(default_factory=list)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.prior, name)
 
     def predict(self, queries: Mapping[str, Query]) -> dict[str, Latent]:
         answers = self.prior.predict(queries)

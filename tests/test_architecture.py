@@ -44,7 +44,7 @@ OWNERS = {
     "gsplat": {"renderers"},
     "av": {"export"},
     "imageio": {"export"},
-    "PIL": {"export", "watchers", "sheet", "playroom"},
+    "PIL": {"export", "watchers", "sheet", "report", "playroom"},
     "rich": {"watchers", "cli"},
     "click": {"cli"},
     "yaml": {"recipes"},
