@@ -62,7 +62,7 @@ class GuidanceLaws:
 
     def image(self) -> Tensor:
         """The same random views at every call; they take gradients."""
-        return Step(0, "laws").uniform("image", self.rows * SIZE * SIZE * 3).reshape(self.rows, SIZE, SIZE, 3)
+        return torch.special.ndtr(Step(0, "laws").normal("image", torch.zeros(self.rows, SIZE, SIZE, 3)))  # uniform
 
     def learners(self, prior: Prior) -> Mapping[str, Learner]:
         return self.guidance.init(prior, Step(0, "laws"))

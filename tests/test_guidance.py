@@ -40,7 +40,7 @@ def linear_prior(group: int = 1) -> LinearPrior:
 
 
 def image(rows: int = 4) -> torch.Tensor:
-    return Step(1).uniform("image", rows * 192).reshape(rows, 8, 8, 3).double()
+    return torch.special.ndtr(Step(1).normal("image", torch.zeros(rows, 8, 8, 3, dtype=F64)))  # uniform in [0, 1]
 
 
 def guide(sds: Guidance, prior, rows: int = 4) -> Guided:
