@@ -29,6 +29,7 @@ from sds3d.guidance.vsd import Vsd
 from sds3d.learners import AdamLearner
 from sds3d.priors.analytic import AnalyticPrior
 from sds3d.schedules import Ramp, Range
+from sds3d.schema import convert, to_data
 from sds3d.testing import GuidanceLaws, analytic_prior, conditions, views
 
 F64 = torch.float64
@@ -559,7 +560,7 @@ def test_forwards_and_rows_are_those_that_are_documented(guidance, rows):
 PARTICLES, SPREAD = 256, 0.5
 
 
-def settle(guidance: Guidance, start: float, steps: int = 220, rate: float = 0.3) -> torch.Tensor:
+def settle(guidance: Guidance, start: float, steps: int = 300, rate: float = 0.15) -> torch.Tensor:
     """The covariance [3, 3] where particles end that begin with the spread `start`; their number is their camera.
 
     A particle is a picture of one pixel. The start has no correlation, because the adapter's Gaussian has one spread.
@@ -587,16 +588,16 @@ LEARN = Fake(lr=0.05, updates=2, camera_dropout=0.5)
 
 
 @pytest.mark.parametrize("guidance", [Sds("eps", mix=Cfg(1.0)), Vsd(Cfg(1.0), fake=LEARN)], ids=["sds", "vsd"])
-def test_particles_collapse_under_a_score_that_knows_each_of_them(guidance):
-    assert torch.linalg.eigvalsh(settle(guidance, SPREAD)).max() < 0.05 * SPREAD**2
+def test_particles_collapse_under_a_score_that_knows_each_of_them(guidance, unchecked):
+    assert torch.linalg.eigvalsh(settle(guidance, SPREAD)).max() < 0.01 * SPREAD**2
 
 
-@pytest.mark.parametrize("start", [0.3, 0.8])
-def test_particles_keep_the_covariance_under_the_score_of_all_of_them(start):
-    assert strays(settle(Esd(1.0, Cfg(1.0), fake=LEARN), start), SPREAD**2) < 0.1
+def test_particles_keep_the_covariance_under_the_score_of_all_of_them(unchecked):
+    """They begin half again as wide as the prior, and end as wide."""
+    assert strays(settle(Esd(1.0, Cfg(1.0), fake=LEARN), 0.8), SPREAD**2) < 0.1
 
 
-def test_between_the_two_the_covariance_is_known():
+def test_between_the_two_the_covariance_is_known(unchecked):
     """At one time t the particles rest where 1 / v(s) = lam / v(S), v(s) = alpha^2 s^2 + sigma^2.
 
     So S^2 = lam s^2 - (1 - lam) sigma^2 / alpha^2: told each particle in part, they gather in part.
@@ -604,8 +605,9 @@ def test_between_the_two_the_covariance_is_known():
     lam, t = 0.8, 0.2
     alpha, sigma = (float(level) for level in analytic_prior().noise_level(torch.tensor([t])))
     expected = lam * SPREAD**2 - (1 - lam) * sigma**2 / alpha**2
-    given = settle(Esd(lam, Cfg(1.0), "uniform", Range(t, t), LEARN), SPREAD)
-    assert strays(given, expected) < 0.1 and expected < 0.75 * SPREAD**2
+    given = settle(Esd(lam, Cfg(1.0), "uniform", Range(t, t), LEARN), SPREAD, 250, 0.08)
+    # The adapter has one spread, so it holds the mean over directions alone.
+    assert abs(float(given.trace()) / 3 / expected - 1) < 0.05 and expected < 0.75 * SPREAD**2
 
 
 # ---- numbers, refusals, laws ----------------------------------------------------------------------------------------
@@ -635,6 +637,16 @@ def test_what_is_missing_is_said_before_the_run(guidance):
         guidance.check(closed, NAMES)
     with pytest.raises(ValueError, match="offers none"):
         guidance.init(closed, STEP)
+
+
+@EACH
+def test_a_recipe_writes_each_with_its_fake(guidance):
+    data = to_data(guidance)
+    assert data["fake"]["rank"] == 4 and convert(data, Guidance, "guidance", {}) == guidance
+    with pytest.raises(ValueError, match='guidance.fake.rnak: .*Did you mean "rank"'):
+        convert({**data, "fake": {"rnak": 4}}, Guidance, "guidance", {})
+    with pytest.raises(ValueError, match="guidance.fake: rank must be at least 1"):
+        convert({**data, "fake": {"rank": 0}}, Guidance, "guidance", {})
 
 
 @pytest.mark.parametrize(
