@@ -15,6 +15,7 @@ the two formulas of v-prediction need the former; everything else here holds for
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -118,9 +119,9 @@ def ddim_invert(
     """Walk DDIM backwards from clean z [N, c, *s] to the times t [N]: the noise that the prior itself would take away.
 
     The grid is t k / steps in every row, k = 0 ... steps, so every row costs the same `steps` forwards. At k = 0 stands
-    z itself, at alpha = 1 and sigma = 0 exactly, whatever the prior's least level is: X(E) is then z and nothing is
-    divided by sigma. The network is asked there at its least time. mix: the guidance of the walk. eta: how much fresh
-    noise follows each step, in units of `ddim_std`; it comes on top, as in SDI's code, and 0 draws nothing.
+    z itself, at alpha = 1 and sigma = 0 exactly, whatever the prior's least level is, where the network is asked: X(E)
+    is then z, and no step divides by a sigma that vanishes. mix: the guidance of the walk. eta: how much fresh noise
+    follows each step, in units of `ddim_std`; it comes on top, as in SDI's code, and 0 draws nothing.
 
     Returns where it arrived, read as a noising of z, and each place it was asked at with the guided prediction there.
     Raises ValueError for less than one step.
@@ -132,7 +133,9 @@ def ddim_invert(
     here = Noised(z, prior.snap(0 * t), torch.zeros_like(z), one, 0 * one)
     asked = []
     for k in range(steps):
-        eps = mix(prior.predict(here.ask(conditions, *mix.names)), conditions, here, prior.group)
+        alpha, sigma = level(prior, here.t, z)
+        seen = replace(here, alpha=alpha, sigma=sigma)  # What the network takes it for; a mix may divide by sigma.
+        eps = mix(prior.predict(seen.ask(conditions, *mix.names)), conditions, seen, prior.group)
         asked.append((here, eps))
         to = prior.snap(t * ((k + 1) / steps))  # The last factor is 1, so the walk ends at t to the bit.
         there = level(prior, to, z)

@@ -25,7 +25,7 @@ from sds3d.diffusion import (
     v_from_eps,
     x0_from_eps,
 )
-from sds3d.guidance.mix import Alone, Cfg
+from sds3d.guidance.mix import Alone, Cfg, Rescale
 from sds3d.priors.flow import AnalyticFlow
 from sds3d.testing import analytic_prior, conditions
 
@@ -204,6 +204,11 @@ def test_a_batch_is_inverted_as_its_groups_are():
         prior, latent(8)[4:], conditions(prior, 4), replace(Step(1), row=4), t[4:], 3, Alone("cond"), 0.5
     )
     torch.testing.assert_close(whole.z_t[4:], second.z_t)
+
+
+def test_a_mix_that_divides_by_sigma_can_guide_an_inversion():
+    _, (x, _) = invert(analytic_prior(dtype=F64), 0.5, 2, Rescale(Cfg(3.0), 0.5))
+    assert x.z_t.isfinite().all() and x.eps.isfinite().all()
 
 
 def test_an_inversion_of_no_steps_is_refused():

@@ -180,6 +180,11 @@ def test_blend_is_the_weighted_sum_under_one_noise(progress):
     torch.testing.assert_close(sum(blend.parts.values()), blend.grad, **CLOSE)
 
 
+def test_a_blend_of_nothing_yet_is_no_gradient():
+    guided = guide(Blend((Share(Sds(), Ramp(0.0, 1.0)),)))
+    assert guided.grad.abs().max() == 0 and guided.target.isfinite().all()
+
+
 def test_blend_of_sds_and_csd_is_sds_at_a_higher_scale():
     t = Range(0.1, 0.9)
     blend = Blend((Share(Sds("eps", mix=Cfg(1.0), t=t)), Share(Csd(t=t), 6.5)))

@@ -1,13 +1,13 @@
 """Balanced score distillation (PlacidDreamer, Huang et al. 2024, arXiv 2407.13976): two objectives, neither sacrificed.
 
-| symbol | variable   | the code's variant, `Bsd`                  | the automatic variant, `BsdAuto`           |
-|--------|------------|--------------------------------------------|--------------------------------------------|
-| c      | classifier | lam (E_c - E_b), lam = 15                  | E_c - E_b                                  |
-| d      | smoothing  | E_b                                        | 1.25 (E_b - eps)                           |
-| w      | w          | alpha                                      | 5.12 sigma rms(E_b - eps)                  |
-| a      | share      | clamp(<d - c, d> / <d - c, d - c>, 0, 1) in each row | the same                         |
-| g      |            | a c + (1 - a) d                            | the same                                   |
-| G      | grad       | w g                                        | the same                                   |
+| symbol | variable   | the code's variant, `Bsd`                             | the automatic variant, `BsdAuto` |
+|--------|------------|-------------------------------------------------------|----------------------------------|
+| c      | classifier | lam (E_c - E_b), lam = 15                             | E_c - E_b                        |
+| d      | smoothing  | E_b                                                   | 1.25 (E_b - eps)                 |
+| w      | w          | alpha                                                 | 5.12 sigma rms(E_b - eps)        |
+| a      | share      | clamp(<d - c, d> / <d - c, d - c>, 0, 1), in each row | the same                         |
+| g      |            | a c + (1 - a) d                                       | the same                         |
+| G      | grad       | w g                                                   | the same                         |
 
 g is the point of least norm between c and d (MGDA, Desideri 2012): <g, c> and <g, d> are both at least <g, g>, so a
 step along it makes neither objective worse. A larger lam does not mean more of the prompt: once lam (E_c - E_b) is

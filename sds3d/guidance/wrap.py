@@ -47,8 +47,9 @@ def weighted_target(guided: Sequence[Guided], weights: Sequence[float]) -> Laten
     if len(targets) < len(guided):
         return None
     pulls = torch.stack([weight * one.pull() for one, weight in zip(guided, weights, strict=True)])  # [n, N]
-    pulls = pulls / pulls.sum(dim=0)
-    return (pulls.reshape(*pulls.shape, *[1] * (targets[0].dim() - 1)) * torch.stack(targets)).sum(dim=0)
+    total = pulls.sum(dim=0)
+    shares = (pulls / total).where(total > 0, 1 / len(guided))  # Where nothing pulls, any target is as good.
+    return (shares.reshape(*shares.shape, *[1] * (targets[0].dim() - 1)) * torch.stack(targets)).sum(dim=0)
 
 
 @dataclass(frozen=True)
