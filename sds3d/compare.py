@@ -212,6 +212,8 @@ def compare(
     for number, (name, job) in enumerate(order, 1):
         if name in refused:
             continue
+        if stop():
+            break
         say(f"{name}, seed {job.seed} ({number} of {len(order)})")
         try:
             with watching(job.recipe) as watchers:
@@ -223,12 +225,12 @@ def compare(
             say(f"{name}: {refused[name]}")
             continue
         if trial is None:
-            write_report(result)
-            return result
+            break
         notes = [f"{name}, seed {job.seed}: {change}" for change in differences(job, priors, read_manifest(job.path))]
         result = replace(result, trials=(*result.trials, trial), notes=(*result.notes, *notes))
         write_report(result)
-    result = replace(result, done=True)
+    else:
+        result = replace(result, done=True)
     write_report(result)
     return result
 

@@ -46,7 +46,7 @@ OWNERS = {
     "imageio": {"export"},
     "PIL": {"export", "watchers", "sheet", "report", "playroom"},
     "rich": {"watchers", "cli"},
-    "click": {"cli"},
+    "click": {"cli", "ending"},
     "yaml": {"recipes"},
     "safetensors": {"record", "priors", "playroom"},
 }

@@ -166,7 +166,7 @@ def test_what_was_made_is_not_made_again(monkeypatch: pytest.MonkeyPatch):
 
 def test_an_interrupted_comparison_goes_on_to_the_same_end():
     whole = run_all("sds", "own.py:Half", out=Path("whole"))
-    asked = iter([False] * 3 + [True])
+    asked = iter([False] * 6)  # one before each run, one after each step, one at a run's end
     part = compare(plan_all(contest("sds", "own.py:Half", out=Path("parts"))), stop=lambda: next(asked, True))
     assert not part.done and [trial.guidance for trial in part.trials] == ["sds"]
     assert "not finished" in part.report.read_text()
