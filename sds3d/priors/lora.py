@@ -106,22 +106,19 @@ def attention_layers(unet: Network) -> dict[str, nn.Linear]:
 @contextlib.contextmanager
 def adapted(unet: Network, queries: Sequence[Query], rows: Sequence[int]) -> Iterator[None]:
     """While it lasts, a forward of all `queries`, of so many `rows` each, is answered with their adapters at work."""
-    layers, total, hooks, start = attention_layers(unet), sum(rows), [], 0
-    for query, n in zip(queries, rows, strict=True):
-        stop, lora = start + n, query.adapter
-        if isinstance(lora, Lora):
-            for name, layer in layers.items():
-                hook = _adding(lora.layers[name.replace(".", "/")], start, stop, total)
-                hooks.append(layer.register_forward_hook(hook))
-            if lora.camera is not None and query.condition.camera is not None:
-                hook = _adding(_constant(lora.camera(query.condition.camera)), start, stop, total)
-                hooks.append(unet.time_embedding.register_forward_hook(hook))
-        start = stop
-    try:
+    layers, total, start = attention_layers(unet), sum(rows), 0
+    with contextlib.ExitStack() as hooks:
+        for query, n in zip(queries, rows, strict=True):
+            stop, lora, camera = start + n, query.adapter, query.condition.camera
+            if isinstance(lora, Lora):
+                for name, layer in layers.items():
+                    change = _adding(lora.layers[name.replace(".", "/")], start, stop, total)
+                    hooks.enter_context(layer.register_forward_hook(change))
+                if lora.camera is not None and camera is not None:
+                    change = _adding(_constant(lora.camera(camera)), start, stop, total)
+                    hooks.enter_context(unet.time_embedding.register_forward_hook(change))
+            start = stop
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:
