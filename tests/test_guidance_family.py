@@ -79,7 +79,7 @@ def recording(group: int = 1) -> Recording:
 
 
 def certain(prior_class: type = AnalyticPrior):
-    """A prior that knows two pictures exactly, and the first of them as a view, in which it predicts the added noise."""
+    """A prior that knows two pictures exactly, and the first of them as a view: it predicts the added noise there."""
     exact = analytic_prior(std=0.0, dtype=F64)
     prior = prior_class(exact.means, 0.0, exact.names)
     return prior, prior.decode(prior.means[:1])
@@ -569,7 +569,7 @@ def test_it_ends_at_a_stable_zero_of_its_expected_gradient(method, rate):
         (lambda: Bsd(base="empty"), "base must be one of"),
         (lambda: BsdAuto(t=Range(-0.5, 0.2)), "t must be a range"),
         (lambda: Cds(gap=Range(0.3, 0.1)), "gap must be a range"),
-        (lambda: Cds(r=1.2), "r and 1 must be a range"),
+        (lambda: Cds(r=1.2), "r must lie"),
         (lambda: Sdi(eta=-0.1), "eta must be"),
         (lambda: Sdi(steps=0), "steps must be at least 1"),
     ],

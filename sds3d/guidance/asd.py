@@ -22,7 +22,7 @@ from ..core import Condition, Guidance, Guided, Learner, Mix, Prior, Step, Views
 from ..diffusion import add_noise, diffuse, draw_shared
 from ..schedules import Ramp, Range
 from .mix import Cfg
-from .weights import WEIGHTS, Weighting, check_conditions, check_times, check_weighting
+from .weights import WEIGHTS, Weighting, check_conditions, check_times, check_unit, check_weighting
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class Asd(Guidance):
     def __post_init__(self) -> None:
         check_weighting(self.weighting)
         check_times(self.t)
-        if not 0 <= self.reach <= 1:
-            raise ValueError(f"reach must lie in [0, 1], given {self.reach}.")
+        check_unit("reach", self.reach)
 
     def check(self, prior: Prior, names: frozenset[str]) -> None:
         check_conditions("ASD", ("cond", *self.mix.names), names)

@@ -25,7 +25,7 @@ from ..core import Condition, Guidance, Guided, Learner, Mix, Prior, Step, Views
 from ..diffusion import add_noise, ddim_step, draw_t, level, reached
 from ..schedules import Number, Ramp, Range, value
 from .mix import Cfg
-from .weights import WEIGHTS, Weighting, check_conditions, check_times, check_weighting
+from .weights import WEIGHTS, Weighting, check_conditions, check_times, check_unit, check_weighting
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Cds(Guidance):
     def __post_init__(self) -> None:
         check_weighting(self.weighting)
         check_times(self.gap, "gap")
-        check_times(Range(self.r, 1.0), "r and 1")
+        check_unit("r", self.r)
 
     def check(self, prior: Prior, names: frozenset[str]) -> None:
         check_conditions("CDS", ("cond", *self.mix.names), names)

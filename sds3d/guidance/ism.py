@@ -24,7 +24,16 @@ from ..core import Condition, Guidance, Guided, Learner, Mix, Prior, Step, Views
 from ..diffusion import ddim_invert, ddim_step, draw_t, level, reached
 from ..schedules import Number, Ramp, Range, value
 from .mix import Alone, Cfg
-from .weights import WEIGHTS, Weighting, check_conditions, check_inversion, check_steps, check_times, check_weighting
+from .weights import (
+    WEIGHTS,
+    Weighting,
+    check_conditions,
+    check_inversion,
+    check_steps,
+    check_times,
+    check_unit,
+    check_weighting,
+)
 
 WARM = Range(0.02, Ramp(0.98, 0.5, over=(0.0, 0.3)))  # the authors' times, over 1500 of their 5000 steps
 
@@ -48,9 +57,7 @@ class Ism(Guidance):
         check_weighting(self.weighting)
         check_times(self.t)
         check_steps(self.steps)
-        for progress in (0.0, 1.0):
-            if not 0 <= value(self.interval, progress) <= 1:
-                raise ValueError(f"interval must lie in [0, 1], given {value(self.interval, progress)}.")
+        check_unit("interval", self.interval)
 
     def check(self, prior: Prior, names: frozenset[str]) -> None:
         check_conditions("ISM", ("cond", "uncond", *self.mix.names), names)

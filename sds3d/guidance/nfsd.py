@@ -23,7 +23,7 @@ import torch
 from ..core import Condition, Guidance, Guided, Learner, Prior, Step, Views
 from ..diffusion import diffuse
 from ..schedules import Range
-from .weights import WEIGHTS, Weighting, check_conditions, check_times, check_weighting
+from .weights import WEIGHTS, Weighting, check_conditions, check_times, check_unit, check_weighting
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ class Nfsd(Guidance):
     def __post_init__(self) -> None:
         check_weighting(self.weighting)
         check_times(self.t)
-        if not 0 <= self.t_low <= 1:
-            raise ValueError(f"t_low must lie in [0, 1], given {self.t_low}.")
+        check_unit("t_low", self.t_low)
 
     def check(self, prior: Prior, names: frozenset[str]) -> None:
         check_conditions("NFSD", ("cond", "uncond", "negative"), names)

@@ -18,7 +18,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..core import Prior
-from ..schedules import Range
+from ..schedules import Number, Range, value
 
 Weighting = Literal["sigma2", "uniform", "alpha_sigma2", "recon", "alpha", "flow"]
 
@@ -44,6 +44,13 @@ def check_times(t: Range, name: str = "t") -> None:
         low, high = t(progress)
         if not 0 <= low <= high <= 1:
             raise ValueError(f"{name} must be a range within [0, 1], given {low} to {high} at progress {progress:g}.")
+
+
+def check_unit(name: str, number: Number) -> None:
+    """Raise ValueError for a number or a schedule that leaves [0, 1]."""
+    for progress in (0.0, 1.0):
+        if not 0 <= value(number, progress) <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], given {value(number, progress)}.")
 
 
 def check_conditions(method: str, wanted: Iterable[str], names: frozenset[str]) -> None:
