@@ -98,8 +98,8 @@ class Explanation:
 
     @property
     def cosines(self) -> dict[tuple[str, str], Float[Tensor, "N"]]:
-        """The cosine between each two parts of the gradient at the latent, per row; 0 where a part is nothing."""
-        flat = {name: part.flatten(1) for name, part in (self.guided.parts or {}).items()}
+        """The cosine between each two parts of the gradient at the latent, per row; of parts that are something."""
+        flat = {name: part.flatten(1) for name, part in (self.guided.parts or {}).items() if part.any()}
         return {(a, b): torch.cosine_similarity(flat[a], flat[b], dim=1) for a, b in combinations(flat, 2)}
 
     def numbers(self) -> dict[str, Any]:

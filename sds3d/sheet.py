@@ -80,11 +80,12 @@ def columns(explanation: Explanation) -> list[Column]:
     else:
         shown.append(Column("target X", "k (x - X)", explanation.decode(explanation.target)))
     maps = {"|gradient|": explanation.gradient, **{f"|{name}|": part for name, part in explanation.parts.items()}}
-    strength = {name: values[:SHOWN].norm(dim=-1) for name, values in maps.items()}
-    most = max(float(values.max()) for values in strength.values())
-    for name, values in strength.items():
-        below = f"up to {most:.2g}" if name == "|gradient|" else "same scale"
-        shown.append(Column(name, below, heat(values / most if most > 0 else values)))
+    for name, values in maps.items():
+        strength = values[:SHOWN].norm(dim=-1)
+        most = float(strength.max())
+        if most > 0 or values is explanation.gradient:
+            # Each map has its own scale: parts that nearly cancel would leave the gradient black on theirs.
+            shown.append(Column(name, f"up to {most:.2g}", heat(strength / most if most > 0 else strength)))
     return shown
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -25,13 +26,13 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Guidance]:
     return plugins.load_file("./mine.py:ClassifierScore")[1]
 
 
-def test_the_example_keeps_the_laws(mine: type[Guidance], request: pytest.FixtureRequest) -> None:
+def test_the_example_keeps_the_laws(mine: type[Guidance]) -> None:
     laws = type("Laws", (GuidanceLaws,), {"guidance": mine()})()
     names = [name for name in dir(laws) if name.startswith("test_")]
     assert len(names) >= 11
     for name in names:
         law = getattr(laws, name)
-        law(*[analytic_prior(group=4)] * (law.__code__.co_argcount - 1))
+        law(**{given: analytic_prior(group=4) for given in inspect.signature(law).parameters})
 
 
 def test_the_microscope_explains_it(mine: type[Guidance], tmp_path: Path) -> None:

@@ -148,6 +148,18 @@ def test_cosines_are_those_of_the_parts():
     assert seen.numbers()["cosines"]["prior, classifier"] == pytest.approx(float(cosine.mean()), abs=1e-4)
 
 
+def test_a_part_that_is_nothing_has_no_map_and_no_cosine():
+    @dataclass(frozen=True)
+    class Empty(Sds):
+        def __call__(self, *given) -> Guided:
+            guided = super().__call__(*given)
+            return replace(guided, parts={**guided.parts, "nothing": torch.zeros_like(guided.grad)})
+
+    _, seen = look(Empty())
+    assert set(seen.cosines) == {("prior", "classifier")} and seen.numbers()["rms"]["part nothing"] == 0
+    assert "|nothing|" not in [column.heading for column in columns(seen)]
+
+
 def test_a_gradient_that_moves_nothing_is_refused():
     @dataclass(frozen=True)
     class Cut(Guidance):
