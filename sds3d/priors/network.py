@@ -110,7 +110,7 @@ class NetworkPrior:
         squared = self.alphas_cumprod.to(t.device)[self.index(t)].reshape(-1, 1, 1, 1)
         return squared.sqrt().to(t), (1 - squared).sqrt().to(t)
 
-    def owns(self, adapter: Learner | None) -> bool:
+    def owns(self, adapter: object) -> bool:
         """Whether an adapter is one of this network's, which shares its forward."""
         return isinstance(adapter, Lora) and adapter.denoise == self.forward
 
