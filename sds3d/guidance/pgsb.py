@@ -10,7 +10,7 @@
 No single scale suits every prior; a random one on both sides holds the renders to the prior's distributions under all
 of them. A negative prompt may be the prior's base; the adapter's base stays the empty prompt, as the paper advises. So
 that the adapter knows the empty prompt, a tenth of its updates are told it (as the code of VSD does). The ends 0.5 and
-4 are the paper's for SD 1.5 and 2.1.
+4 are the paper's for SD 1.5 and 2.1, read there and not in code.
 
 Each step costs one forward without gradient (4 rows a view) and `fake.updates` with gradient.
 """
