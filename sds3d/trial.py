@@ -34,8 +34,8 @@ STRIP = "turntable-strip.jpg"
 class Counting(Wrapped):
     """A prior that counts the rows its networks see.
 
-    Equal questions of one forward are one. A trained network counts where it is called, in a forward of the prior or in
-    its own training.
+    Equal questions of one forward are one. An adapter's rows count whether they share the prior's forward or not, and
+    its training counts where it is called.
     """
 
     rows: list[int] = field(default_factory=list)
@@ -43,10 +43,12 @@ class Counting(Wrapped):
     def predict(self, queries: Mapping[str, Query]) -> dict[str, torch.Tensor]:
         asked: list[Query] = []
         for query in queries.values():
-            if query.adapter is None and not any(same(query, known) for known in asked):
+            if not any(same(query, known) for known in asked):
                 asked.append(query)
-        self.rows.append(sum(len(query.z_t) for query in asked))
-        return self.prior.predict(queries)
+        before = len(self.rows)
+        answers = self.prior.predict(queries)
+        self.rows[before:] = [sum(len(query.z_t) for query in asked)]  # An adapter that was called has told its rows.
+        return answers
 
     def adapter(self, rank: int, lr: float, step: Step) -> Learner | None:
         learner = self.prior.adapter(rank, lr, step)
