@@ -147,30 +147,23 @@ def ddim_invert(
 
 
 @torch.no_grad()
-def ddim_sample(
-    prior: Prior,
-    noise: Tensor,
-    conditions: Mapping[str, Condition],
-    steps: int,
-    scale: float,
-    clamp: float | None = None,
-) -> Tensor:
-    """Draw clean latents from pure noise [N, c, *s] by DDIM with classifier-free guidance.
+def ddim_sample(prior: Prior, noise: Tensor, conditions: Mapping[str, Condition], mix: Mix, steps: int) -> Tensor:
+    """Draw clean latents from pure noise [N, c, *s] by DDIM under a guidance.
 
-    conditions holds "cond" and "uncond". scale: E_uncond + scale (E_cond - E_uncond). clamp: bound on |x_0| at each
-    step, for pixel priors; None leaves it free. Times run from 1 to 0 in equal steps, snapped to the prior's grid.
+    Times run from 1 to 0 in equal steps, snapped to the prior's grid. x_0 is kept within the prior's data range at each
+    step where it has one.
     """
+    bound = prior.data_range
     grid = prior.snap(torch.linspace(1, 0, steps + 1)[:-1])
     ones = torch.ones(noise.shape[0])
     z, x0 = noise, noise
     for i, t in enumerate(grid):
         alpha, sigma = level(prior, ones * t, noise)
         x = Noised(z, (ones * t).to(noise.device), noise, alpha, sigma)
-        answers = prior.predict(x.ask(conditions, "cond", "uncond"))
-        eps = answers["uncond"] + scale * (answers["cond"] - answers["uncond"])
+        eps = mix(prior.predict(x.ask(conditions, *mix.names)), conditions, x, prior.group)
         x0 = x0_from_eps(z, eps, alpha, sigma)
-        if clamp is not None:
-            x0 = x0.clamp(-clamp, clamp)
+        if bound is not None:
+            x0 = x0.clamp(-bound, bound)
             eps = eps_from_x0(z, x0, alpha, sigma)
         if i + 1 < steps:
             alpha, sigma = level(prior, ones * grid[i + 1], noise)

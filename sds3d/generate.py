@@ -23,6 +23,7 @@ from .core import Background, Prior, Representation, Step
 from .diffusion import ddim_sample
 from .engine import Outcome, Recipe, Stage, Watcher, check, never, run
 from .files import sync_folder, write
+from .guidance.mix import Cfg
 from .prompts import Embeddings, Prompts
 from .record import RunFolder, check_free, read_manifest, slug
 from .watchers import PREVIEW_AZIMUTHS, Recorder, png
@@ -325,7 +326,7 @@ def draft(job: Job, priors: Mapping[str, Prior]) -> Path:
     conditions = {name: prior.condition(embeddings(rows), cameras) for name, rows in texts.items()}
     like = prior.encode(torch.zeros(4, prior.size, prior.size, 3, device=job.device))
     noise = Step(job.seed, "draft").normal("noise", like)
-    clean = ddim_sample(prior, noise, conditions, DRAFT_STEPS, DRAFT_SCALE, prior.data_range)
+    clean = ddim_sample(prior, noise, conditions, Cfg(DRAFT_SCALE), DRAFT_STEPS)
     job.path.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(RunFolder(job.path)):
         write(job.path / "draft.png", png(prior.decode(clean).clamp(0, 1)))

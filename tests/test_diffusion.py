@@ -121,7 +121,7 @@ def test_ddim_reaches_the_component_that_is_asked():
     prior = replace(analytic_prior(std=0.01, dtype=F64), data_range=1.0)
     for row, name in enumerate(prior.names):
         asked = conditions(prior, 2, {"cond": name, "uncond": ""})
-        z = ddim_sample(prior, latent(2), asked, 40, 3.0, prior.data_range)
+        z = ddim_sample(prior, latent(2), asked, Cfg(3.0), 40)
         assert (z - prior.means[row]).abs().max() < 0.1 and z.abs().max() <= 1
 
 

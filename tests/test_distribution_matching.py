@@ -412,8 +412,8 @@ def test_real_samples_are_the_priors_own_and_drawn_once():
     critic = state["critic"]
     walk(guidance, prior, 2, state)
     drawn = [
-        ddim_sample(prior, step.child("samples").normal("noise", prior.encode(image())), conditions(prior, 4), 12, 1.0)
-        for step in (STEP, replace(STEP, index=1))
+        ddim_sample(prior, sampled.normal("noise", prior.encode(image())), conditions(prior, 4), Cfg(1.0), 12)
+        for sampled in (STEP.child("samples"), replace(STEP, index=1).child("samples"))
     ]
     assert critic.full and torch.equal(critic.reals, torch.cat(drawn))
     assert (critic.reals - prior.means[0]).abs().max() < 0.5  # "red", which the views are not

@@ -16,6 +16,7 @@ import torch
 from sds3d.cameras import orbit
 from sds3d.core import Condition, Noised, Query, Step
 from sds3d.diffusion import ddim_sample, diffuse, v_from_eps, x0_from_eps
+from sds3d.guidance.mix import Cfg
 from sds3d.priors import catalogue
 from sds3d.priors.analytic import AnalyticPrior
 from sds3d.priors.catalogue import open_prior
@@ -111,7 +112,7 @@ def test_a_prior_keeps_the_dtype_of_its_latents(priors, name):
 def test_sampling_runs_end_to_end(priors):
     prior = priors["views"]
     _, asked = ask(prior)
-    z = ddim_sample(prior, Step(0).normal("z", prior.encode(PICTURE)), asked, 3, 4.0, prior.data_range)
+    z = ddim_sample(prior, Step(0).normal("z", prior.encode(PICTURE)), asked, Cfg(4.0), 3)
     assert z.abs().max() <= 1 and prior.decode(z).shape == (4, 16, 16, 3)
 
 
@@ -505,7 +506,7 @@ def test_the_analytic_prior_samples_its_own_mean():
     prior = analytic_prior(std=0.1, dtype=torch.float64)
     noise = Step(0).normal("z", prior.means.new_zeros(16, 3, 8, 8))
     asked = conditions(prior, 16, {"cond": "red", "uncond": ""})
-    z = ddim_sample(prior, noise, asked, 200, 1.0)
+    z = ddim_sample(prior, noise, asked, Cfg(1.0), 200)
     assert (z.mean(0) - prior.means[0]).abs().max() < 0.12
     assert abs((z - prior.means[0]).std() / 0.1 - 1) < 0.1
 

@@ -120,7 +120,7 @@ class FDistill(Guidance):
         critic.average(h, KEEP)
         if not critic.full:
             noise = step.child("samples").normal("noise", z)
-            samples = ddim_sample(prior, noise, conditions, self.sample_steps, self.sample_scale, prior.data_range)
+            samples = ddim_sample(prior, noise, conditions, Cfg(self.sample_scale), self.sample_steps)
             critic.keep(samples)
         critic.judge(prior, z, told, step.child("critic"))
         self.fake.fit(state["fake"], prior, z, told, conditions, step)

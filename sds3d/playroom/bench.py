@@ -86,7 +86,7 @@ def prior(device: torch.device, out: Path | None) -> None:
 def sample(model: Prior, prompt: str, cameras: Cameras, step: Step, steps: int = SAMPLER_STEPS) -> Tensor:
     """The prior's own pictures [4, H, W, 3] of a prompt."""
     noise = step.normal("noise", model.encode(torch.zeros(len(cameras), model.size, model.size, 3)))
-    clean = ddim_sample(model, noise, conditions(model, [prompt], cameras), steps, SCALE, clamp=1.0)
+    clean = ddim_sample(model, noise, conditions(model, [prompt], cameras), Cfg(SCALE), steps)
     return model.decode(clean).clamp(0, 1)
 
 
