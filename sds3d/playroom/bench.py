@@ -144,17 +144,25 @@ def text_error(model: Prior, t: float, captions: int = 32) -> dict[str, float]:
     return errors
 
 
-def prompts_24() -> list[Spec]:
-    """The fixed prompts of `bench playroom`: 12 trained on, 12 held out; 8 of them heads; fully determined."""
-    rng = np.random.default_rng(24)
-    wanted = {"thing": (things(), 2), "pair": (pairs(), 3), "toy": (toys(), 3), "head": (heads(), 4)}
+def fixed_prompts(seed: int, counts: tuple[int, int, int, int]) -> list[Spec]:
+    """Fully determined captions, the same at every call.
+
+    counts: of things, pairs, toys and heads; as many of each that were trained on, then as many that were held out. A
+    smaller count gives the first of a larger one.
+    """
+    rng = np.random.default_rng(seed)
     chosen: list[Spec] = []
-    for kind, count in wanted.values():
+    for kind, count in zip((things(), pairs(), toys(), heads()), counts, strict=True):
         specs = list(kind)
         order = [specs[i] for i in rng.permutation(len(specs))]
         for out in (False, True):
             chosen += [spec for spec in order if is_held_out(spec) == out][:count]
     return chosen
+
+
+def prompts_24() -> list[Spec]:
+    """The fixed prompts of `bench playroom`: 12 trained on, 12 held out; 8 of them heads; fully determined."""
+    return fixed_prompts(24, (2, 3, 3, 4))
 
 
 def playroom(device: torch.device, out: Path | None) -> None:
@@ -233,12 +241,17 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def result_path(name: str, out: Path | None) -> Path:
+    """Where the figures of a benchmark are written: `out`, or the place where the project keeps its results."""
+    here = Path("benchmarks/results")
+    return out or (here if here.is_dir() else Path()) / f"bench-{name}.json"
+
+
 def save(name: str, results: dict[str, Any], out: Path | None) -> None:
     """Print the figures and write them with date, commit, hardware and command."""
     for key, value in results["figures"].items():
         print(f"{key:20}{value}")
-    here = Path("benchmarks/results")
-    path = out or (here if here.is_dir() else Path()) / f"bench-{name}.json"
+    path = result_path(name, out)
     about = {
         "command": f"sds3d bench {name}",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

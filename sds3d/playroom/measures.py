@@ -31,7 +31,10 @@ class Quality:
 
     iou: mean silhouette overlap at alpha 0.5. psnr: of the colour over white, in dB, inside the true silhouette. haze:
     mean alpha outside it. saturation: mean chroma (max - min channel) over the true one's, inside both. two_faced,
-    faceless: for heads with iou >= 0.7, else None.
+    faceless: for heads with iou >= 0.7, else None. chroma_error: mean chroma less the true one's, inside both, in
+    [-1, 1]; above 0 is too colourful; unlike the ratio it is defined for grey objects too. None where nothing overlaps.
+    two_facedness: of a head, in dB, how much nearer the drawn back is to the true front than to the true back; above 0
+    it is two-faced. None for what has no face.
     """
 
     iou: float
@@ -40,6 +43,8 @@ class Quality:
     saturation: float
     two_faced: bool | None = None
     faceless: bool | None = None
+    chroma_error: float | None = None
+    two_facedness: float | None = None
 
     @property
     def counted(self) -> bool:
@@ -80,9 +85,8 @@ def measure(spec: Spec, draw: Draw) -> Quality:
     both = inside & (got.alpha > 0.5)
     chroma = [(out.rgb.amax(-1) - out.rgb.amin(-1))[both[..., 0]].mean() for out in (got, true)]
     overlap = float(iou(got.alpha, true.alpha).mean())
-    faces: tuple[bool | None, bool | None] = (None, None)
-    if isinstance(spec, Head) and overlap >= COUNTED_IOU:
-        faces = _faces(spec, got, true)
+    margins = face_margins(spec, got, true) if isinstance(spec, Head) else (None, None)
+    faces = [None if margin is None or overlap < COUNTED_IOU else margin > 0 for margin in margins]
     return Quality(
         iou=overlap,
         psnr=psnr(got.rgb, true.rgb, inside),
@@ -90,27 +94,28 @@ def measure(spec: Spec, draw: Draw) -> Quality:
         saturation=float(chroma[0] / chroma[1].clamp_min(1e-6)) if bool(both.any()) else 0.0,
         two_faced=faces[0],
         faceless=faces[1],
+        chroma_error=float(chroma[0] - chroma[1]) if bool(both.any()) else None,
+        two_facedness=margins[0],
     )
 
 
-def _faces(spec: Head, got: RenderOutput, true: RenderOutput) -> tuple[bool, bool]:
-    """(two-faced, faceless): what the drawn back, and the drawn front, is nearer to, inside the true mask.
+def face_margins(spec: Head, got: RenderOutput, true: RenderOutput) -> tuple[float, float]:
+    """How much nearer, in dB, the drawn back is to the true front than to the true back, and the front to the back.
 
-    A back is two-faced when it is nearer to the true front than to the true back, a front faceless when it is nearer to
-    the true back. The other side is seen in the light that falls on this side, so that light does not count.
+    Each is a difference of two PSNRs over the same pixels, inside the true mask: a back above 0 is two-faced, a front
+    above 0 faceless. The other side is seen in the light that falls on this side, so that light does not count.
     """
     front = torch.arange(len(RINGS_DEG)) * AZIMUTHS
     scene = build(spec)
 
-    def wrong(rows: Tensor, side: float) -> bool:
+    def margin(rows: Tensor, side: float) -> float:
         cameras = views()
         there = Cameras(cameras.c2w[rows], cameras.K[rows], cameras.height, cameras.width)
         other = render(folded(scene, side), there, torch.ones(len(rows), 3), samples=2)
-        mask = (true.alpha[rows] > 0.5).expand(-1, -1, -1, 3)
-        errors = [(got.rgb[rows] - rgb).square()[mask].mean() for rgb in (other.rgb, true.rgb[rows])]
-        return bool(errors[0] < errors[1])
+        mask = true.alpha[rows] > 0.5
+        return psnr(got.rgb[rows], other.rgb, mask) - psnr(got.rgb[rows], true.rgb[rows], mask)
 
-    return wrong(front + AZIMUTHS // 2, 1.0), wrong(front, -1.0)
+    return margin(front + AZIMUTHS // 2, 1.0), margin(front, -1.0)
 
 
 def folded(scene: Scene, side: float) -> Scene:
