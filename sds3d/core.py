@@ -142,7 +142,8 @@ class Condition:
 
     text: [N, L, d] token embeddings. camera: [N, k] in the prior's own encoding; None adds nothing, which is not the
     same as a camera of zeros. image: image-prompt tokens or reference latents. control: ((image, scale), ...).
-    weight: [N], the Perp-Neg weight of a negative prompt.
+    weight: [N], the Perp-Neg weight of a negative prompt. away: a negative text [N, L, d] and how much of it the
+    network's attention takes away, where the prior's `reads_away` says that it can (NASA).
     """
 
     text: Tensor
@@ -150,6 +151,7 @@ class Condition:
     image: Tensor | None = None
     control: tuple[tuple[Tensor, float], ...] = ()
     weight: Tensor | None = None
+    away: tuple[Tensor, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Modifiers: guidances around guidances. Each passes the questions of the one inside on and changes its gradient.
+"""Modifiers: guidances around guidances. Each passes the questions of the one inside on and changes its gradient; but
+`Nasa` changes a question.
 
 | class     | equation                                                                                        |
 |-----------|-------------------------------------------------------------------------------------------------|
@@ -6,6 +7,7 @@
 | Normalise | G / (norm G + 1e-8), over one joint group (over the batch in CSD's code, arXiv 2310.19415)      |
 | Average   | the mean of G under k independent draws of time and noise                                       |
 | Blend     | sum_i w_i G_i, with weights over progress                                                       |
+| Nasa      | G with Z+ - a Z- for Z+, what "cond" reads of the text (Nguyen et al. 2024, arXiv 2412.02687)   |
 
 A sum of pulls k_i (x - X_i) is one pull, toward the mean of the X_i weighted by k_i; so where the guidances inside have
 targets, a sum of them has one, and the clipped gradient has none.
@@ -20,8 +22,9 @@ import torch
 
 from ..core import Condition, Guidance, Guided, Latent, Learner, Prior, Step, Views
 from ..schedules import Number, Ramp, value
-from .mix import row_dot
+from .mix import check_scale, row_dot
 from .sds import Sds
+from .weights import check_conditions
 
 
 def weighted(guided: Sequence[Guided], weights: Sequence[float]) -> Guided:
@@ -142,6 +145,43 @@ class Average(Wrapper):
         """The mean of k calls, each with a child of the step."""
         each = [self.guidance(prior, views, conditions, step.child(f"draw {i}"), state) for i in range(self.draws)]
         return weighted(each, [1 / self.draws] * self.draws)
+
+
+@dataclass(frozen=True)
+class Nasa(Wrapper):
+    """Ask "cond" away from "negative" (negative-away attention of SNOOPI; Z in `priors.nasa`), without any training.
+
+    The negative prompt works within the one question: it costs no row, so methods that ask no base can have one, and
+    no other question changes. At a = 0 nothing does.
+
+    scale: a, a number or a schedule over progress. The paper steers a one-step generator, with 0.1 for SD 1.5, 0.2 for
+    SD 2.1 and 0.5 for PixArt, read there and not in code; to steer a teacher's E_cond is ours, and no figure stands
+    behind it yet. Too large a scale destroys the picture. Raises ValueError for a negative scale.
+    """
+
+    scale: Number = 0.1
+
+    def __post_init__(self) -> None:
+        for progress in (0.0, 1.0):
+            check_scale(value(self.scale, progress))
+
+    def check(self, prior: Prior, names: frozenset[str]) -> None:
+        super().check(prior, names)
+        check_conditions("NASA", ("cond", "negative"), names)
+        if not getattr(prior, "reads_away", False):
+            raise ValueError("NASA steers a network's attention to its text, and this prior has none.")
+
+    def __call__(
+        self,
+        prior: Prior,
+        views: Views,
+        conditions: Mapping[str, Condition],
+        step: Step,
+        state: Mapping[str, Learner],
+    ) -> Guided:
+        """The gradient of the guidance inside, told a "cond" that reads away from "negative"."""
+        away = (conditions["negative"].text, value(self.scale, step.progress))
+        return self.guidance(prior, views, {**conditions, "cond": replace(conditions["cond"], away=away)}, step, state)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from . import folder as files
 from .latent import codec_of
 from .lora import Lora, adapted, attention_layers
 from .multiview import GROUP, JointAttention, OptionalCamera, camera_vector
+from .nasa import steered, text_attentions
 from .pixel import PixelCodec, fold_of
 from .text import TextReader
 
@@ -66,6 +67,11 @@ class NetworkPrior:
     def data_range(self) -> float | None:
         """The bound on |z_0|: 1 for pixels, None for the latents of an autoencoder."""
         return self.codec.data_range
+
+    @property
+    def reads_away(self) -> bool:
+        """Whether a condition may bring a negative text: whether the network attends to its text at all."""
+        return bool(text_attentions(self.unet))
 
     @cached_property
     def sha256(self) -> str:
@@ -150,7 +156,7 @@ class NetworkPrior:
         if isinstance(self.unet.class_embedding, OptionalCamera):
             told["cross_attention_kwargs"] = {"views": self.group}
             told["class_labels"] = torch.cat([self.labels(query).to(weight) for query in queries])
-        with adapted(self.unet, queries, rows):
+        with adapted(self.unet, queries, rows), steered(self.unet, queries, rows):
             output = self.unet(
                 torch.cat([query.z_t.to(weight) for query in queries]),
                 torch.cat([self.index(query.t) for query in queries]).to(weight.device),
