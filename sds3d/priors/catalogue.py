@@ -7,7 +7,7 @@ before: opening never touches the network.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .network import NetworkPrior
 
 WEIGHTS = Path(__file__).parent.parent / "playroom" / "weights"
+LATENT_WEIGHTS = WEIGHTS.with_name("weights-latent")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def check_playroom(prompt: str) -> None:
     check_words(prompt)
 
 
-CATALOGUE: dict[str, Entry] = {
+ENTRIES: dict[str, Entry] = {
     "playroom": Entry(
         WEIGHTS, "Apache-2.0", "the embedded world, four views at once, 64 pixels", check_words=check_playroom
     ),
@@ -49,10 +50,24 @@ CATALOGUE: dict[str, Entry] = {
         single=True,
         check_words=check_playroom,
     ),
+    "playroom-latent": Entry(
+        LATENT_WEIGHTS,
+        "Apache-2.0",
+        "the embedded world in the latents of an autoencoder, four views at once, 64 pixels",
+        check_words=check_playroom,
+    ),
     "sd15": Entry(
         "stable-diffusion-v1-5/stable-diffusion-v1-5", "CreativeML OpenRAIL-M", "Stable Diffusion 1.5, 512 pixels"
     ),
 }
+
+
+def present(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The entries but those whose folder this package was built without; a hub model may yet be fetched."""
+    return {name: entry for name, entry in entries.items() if isinstance(entry.place, str) or entry.place.is_dir()}
+
+
+CATALOGUE = present(ENTRIES)
 
 
 def open_prior(name: str | Path, device: torch.device | str = "cpu") -> NetworkPrior:
