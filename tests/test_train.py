@@ -30,6 +30,12 @@ def flat(tree: object) -> list[torch.Tensor]:
     return [leaf for child in children for leaf in flat(child)]
 
 
+def lend_pictures(lender: Path, work: Path) -> None:
+    """The rendered pictures of one folder, for another."""
+    for file in lender.glob("groups-*"):
+        shutil.copy(file, work)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("straight")
@@ -38,6 +44,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_stopped_and_resumed_training_ends_in_the_same_bits(trained: Path, tmp_path: Path) -> None:
+    lend_pictures(trained, tmp_path)
     train.main(["--work", str(tmp_path), "--steps", "2", "--until", "1", *SMALL])
     assert state(tmp_path)["step"] == 1
     train.main(["--work", str(tmp_path), "--steps", "2", *SMALL])
@@ -52,6 +59,7 @@ def test_what_it_writes_opens_as_a_prior_and_can_be_trained_on(trained: Path, tm
     assert (prior.group, prior.size, prior.data_range) == (4, 64, 1.0)
     weights = [file.stat().st_size for file in (trained / "prior").rglob("*.safetensors")]
     assert sum(weights) <= 16e6
+    lend_pictures(trained, tmp_path)
     train.main(["--work", str(tmp_path), "--steps", "1", "--from-shipped", str(trained / "prior"), *SMALL])
     unet, _ = network.load(trained / "prior")
     assert not torch.equal(state(tmp_path)["unet"]["conv_in.weight"], unet.conv_in.weight)
@@ -128,8 +136,7 @@ def test_an_update_of_muon_keeps_directions_and_levels_their_sizes(shape: tuple[
 def encoded(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the pictures of `trained` and an autoencoder of two steps."""
     work = tmp_path_factory.mktemp("latent")
-    for file in trained.glob("groups-*"):
-        shutil.copy(file, work)
+    lend_pictures(trained, work)
     autoencoder.main(["--work", str(work), "--steps", "2", *SMALL])
     return work
 
@@ -144,8 +151,7 @@ def latent(encoded: Path, trained: Path) -> Path:
 
 
 def test_a_stopped_autoencoder_ends_in_the_same_bits(encoded: Path, tmp_path: Path) -> None:
-    for file in encoded.glob("groups-*"):
-        shutil.copy(file, tmp_path)
+    lend_pictures(encoded, tmp_path)
     for until in ("1", "2"):
         autoencoder.main(["--work", str(tmp_path), "--steps", "2", "--until", until, *SMALL])
     straight, resumed = (flat(torch.load(work / "autoencoder.pt", weights_only=True)) for work in (encoded, tmp_path))
