@@ -259,14 +259,19 @@ def list_(kind: str | None) -> None:
 @click.argument("name", required=False)
 @click.option("--device", metavar="cpu|cuda", help="Where to compute.  [a GPU where there is one]")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Where to save the figures.")
-def bench(name: str | None, device: str | None, out: Path | None) -> None:
+@click.option("--only", metavar="A,B,...", help="Of guidance: make the runs of these alone.")
+@click.option("--budget", type=click.FloatRange(min=0), metavar="MINUTES", help="Of guidance: begin no run after.")
+def bench(name: str | None, device: str | None, out: Path | None, **options: Any) -> None:
     """Measure NAME against exact ground truth, print the figures and save them.
 
     \b
     sds3d bench prior      how well the playroom's prior draws held-out captions
     sds3d bench playroom   how well the default recipe makes 24 fixed prompts
+    sds3d bench guidance   all guidances on equal terms, and the papers' claims; goes on where it was stopped
     """
     with refusing():
+        import inspect
+
         from . import plugins
         from .machine import choose_device
 
@@ -274,8 +279,11 @@ def bench(name: str | None, device: str | None, out: Path | None) -> None:
             raise ValueError(plugins.unknown("benchmark", name or "", plugins.BENCHES))
         function = plugins.fetch(plugins.BENCHES[name])
         chosen = choose_device(device)
+        given = {option: value for option, value in options.items() if value is not None}
+        for option in given.keys() - inspect.signature(function).parameters.keys():
+            raise ValueError(f"sds3d bench {name} takes no --{option}.")
     with running():
-        function(chosen, out)
+        function(chosen, out, **given)
 
 
 @cli.command()

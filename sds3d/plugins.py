@@ -44,6 +44,7 @@ KINDS: dict[str, dict[str, str]] = {
         "clip": "sds3d.guidance.wrap:Clip",
         "normalise": "sds3d.guidance.wrap:Normalise",
         "average": "sds3d.guidance.wrap:Average",
+        "nasa": "sds3d.guidance.wrap:Nasa",
         "blend": "sds3d.guidance.wrap:Blend",
     },
     "mix": {
@@ -80,7 +81,11 @@ FAMILIES: dict[str, str] = {
 
 GROUP = "sds3d.guidance"
 
-BENCHES = {"prior": "sds3d.playroom.bench:prior", "playroom": "sds3d.playroom.bench:playroom"}
+BENCHES = {
+    "prior": "sds3d.playroom.bench:prior",
+    "playroom": "sds3d.playroom.bench:playroom",
+    "guidance": "sds3d.playroom.bench_guidance:guidance",
+}
 
 
 def place(thing: type) -> str:
