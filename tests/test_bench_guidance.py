@@ -390,7 +390,7 @@ def test_the_command_carries_its_options_and_other_benches_refuse_them(
     assert "screen 1/4" in done.output and "min left" in done.output
     refused = CliRunner().invoke(cli, ["bench", "prior", "--only", "csd"])
     assert refused.exit_code == 2 and "sds3d bench prior takes no --only." in refused.output
-    unknown = CliRunner().invoke(cli, ["bench", "guidance", "--only", "cds"])
+    unknown = CliRunner().invoke(cli, ["bench", "guidance", "--only", "csdd"])
     assert unknown.exit_code != 0 and 'Did you mean "csd"?' in unknown.output
 
 

@@ -7,7 +7,7 @@
 | w      | w          | alpha                                                 | 5.12 sigma rms(E_b - eps)        |
 | a      | share      | clamp(<d - c, d> / <d - c, d - c>, 0, 1), in each row | the same                         |
 | g      |            | a c + (1 - a) d                                       | the same                         |
-| G      | grad       | w g                                                   | the same                         |
+| G      | grad       | w g = w (a c + (1 - a) d)                             | the same                         |
 
 g is the point of least norm between c and d (MGDA, Desideri 2012): <g, c> and <g, d> are both at least <g, g>, so a
 step along it makes neither objective worse. A larger lam does not mean more of the prompt: once lam (E_c - E_b) is
