@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +97,16 @@ def line(entry: Entry, key: str, figures: Figures, device: torch.device) -> dict
         **figures,
         "stages": entry.stages,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
+        "commit": loaded_commit(),
         "device": str(device),
         "threads": torch.get_num_threads(),
     }
+
+
+@cache
+def loaded_commit() -> str | None:
+    """The commit of the code that this process runs: asked once, since a long benchmark may see a later one."""
+    return commit()
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
