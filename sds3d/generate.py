@@ -28,7 +28,7 @@ from .prompts import Embeddings, Prompts
 from .record import RunFolder, check_free, read_manifest, slug
 from .watchers import PREVIEW_AZIMUTHS, Recorder, png
 
-DRAFT_STEPS, DRAFT_SCALE = 30, 4.0
+DRAFT_STEPS, DRAFT_SCALE = 15, 2.0
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from .scenes import build
 
 CAPTIONS, SAMPLER_STEPS, SCALE = 64, 30, 2.0  # bench prior
 SLOPE_TIMES = (0.6, 0.85, 0.95)
-DEFAULT_MIX = Cfg(4.0)  # of the default recipe
+DEFAULT_MIX = Cfg(2.0)  # of the default recipe
 MASK_DISTANCE = 0.1  # a pixel belongs to the object where its colour is this far from the background
 
 
@@ -171,21 +171,35 @@ def playroom(device: torch.device, out: Path | None) -> None:
     from ..engine import run
     from ..priors.catalogue import open_prior
     from ..prompts import Prompts
+    from ..watchers import png
 
     recipe = recipes.build(recipes.read("gaussians"), {})
     names = dict.fromkeys(name for stage in recipe.stages.values() for name in stage.priors())
     opened = {name: open_prior(name, device) for name in names}
-    rows = []
+    rows, pictures = [], []
     for spec in prompts_24():
         started = time.monotonic()
         outcome = run(recipe, Prompts(caption(spec)), opened, seed=0, device=device)
-        quality = measure(spec, asset_draw(recipe.stages[outcome.stage].renderer, outcome.rep))
-        rows.append(row(spec, quality, time.monotonic() - started))
+        draw = asset_draw(recipe.stages[outcome.stage].renderer, outcome.rep)
+        rows.append(row(spec, measure(spec, draw), time.monotonic() - started))
+        pictures.append(beside_truth(spec, draw))
         print(told(rows[-1]), flush=True)
     flagged = control_rows(prompts_24()[-1])
     for name, caught in flagged.items():
         print(f"control {'flagged' if caught else 'MISSED '}  {name}")
-    save("playroom", {"figures": summary(rows), "controls_flagged": flagged, "rows": rows}, out)
+    results = {"figures": summary(rows), "controls_flagged": flagged, "rows": rows}
+    path = save("playroom", results, out).with_suffix(".png")
+    sheet = torch.cat([torch.cat(pictures[i : i + 6], dim=1) for i in range(0, len(pictures), 6)])
+    path.write_bytes(png(sheet[None]))
+    print(f"saved               {path}")
+
+
+@torch.no_grad()
+def beside_truth(spec: Spec, draw: Draw, size: int = 96) -> Tensor:
+    """An asset from ahead and from behind [2 size, 2 size, 3], its exact scene below."""
+    cameras, rgb = orbit([25.0, 205.0], 15.0, size), torch.full((2, 3), 0.94)
+    pictures = (draw(cameras, rgb).rgb, render(build(spec), cameras, rgb).rgb)
+    return torch.cat([torch.cat(list(picture), dim=1) for picture in pictures]).clamp(0, 1)
 
 
 def asset_draw(renderer: Renderer, rep: Representation) -> Draw:
@@ -247,8 +261,8 @@ def result_path(name: str, out: Path | None) -> Path:
     return out or (here if here.is_dir() else Path()) / f"bench-{name}.json"
 
 
-def save(name: str, results: dict[str, Any], out: Path | None) -> None:
-    """Print the figures and write them with date, commit, hardware and command."""
+def save(name: str, results: dict[str, Any], out: Path | None) -> Path:
+    """Print the figures and write them with date, commit, hardware and command; returns where."""
     for key, value in results["figures"].items():
         print(f"{key:20}{value}")
     path = result_path(name, out)
@@ -260,6 +274,7 @@ def save(name: str, results: dict[str, Any], out: Path | None) -> None:
     }
     path.write_text(json.dumps({**about, **results}, indent=1) + "\n")
     print(f"saved               {path}")
+    return path
 
 
 def commit() -> str | None:
