@@ -34,7 +34,7 @@ class Fit(ABC):
         self.args, self.cache, self.device = args, cache, torch.device(args.device)
         self.networks = dict(networks)
         for net in self.networks.values():
-            net.to(self.device, memory_format=torch.channels_last)
+            net.to(device=self.device).to(memory_format=torch.channels_last)
         trained = nn.ModuleList(self.networks.values())
         self.average: Any = deepcopy(trained).requires_grad_(False)
         self.parameters = list(trained.parameters())
