@@ -32,9 +32,9 @@ class Fit(ABC):
 
     def __init__(self, networks: Mapping[str, nn.Module], cache: Cache, args: argparse.Namespace) -> None:
         self.args, self.cache, self.device = args, cache, torch.device(args.device)
-        self.networks = dict(networks)
+        self.networks: dict[str, Any] = dict(networks)
         for net in self.networks.values():
-            net.to(device=self.device).to(memory_format=torch.channels_last)
+            net.to(self.device, memory_format=torch.channels_last)
         trained = nn.ModuleList(self.networks.values())
         self.average: Any = deepcopy(trained).requires_grad_(False)
         self.parameters = list(trained.parameters())
