@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prior")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/step-share.json"))
     given = parser.parse_args()
     clock: dict[str, float] = defaultdict(float)
     ends: list[float] = []
@@ -93,7 +93,8 @@ def main() -> None:
         "share_outside": round(1 - counted / total, 4),
         **{f"ms_{part}": round(1e3 * seconds / len(ends), 2) for part, seconds in clock.items()},
     }
-    save("step-share", {"figures": figures, "threads": torch.get_num_threads()}, given.out)
+    results = {"command": "python benchmarks/step_share.py", "figures": figures, "threads": torch.get_num_threads()}
+    save("step-share", results, given.out)
 
 
 if __name__ == "__main__":
