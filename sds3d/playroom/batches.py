@@ -72,7 +72,7 @@ def draw_batch(cache: Cache, rows: int, rng: np.random.Generator, views: int, ca
 def draw_mode(step: int, rng: np.random.Generator) -> tuple[int, bool]:
     """How many views of a scene a batch holds, and whether it has cameras.
 
-    Four views of one scene teach a text little more than one view does: with six captions in a batch nothing of the
+    Four views of one scene teach a text little more than one view does: with four captions in a batch nothing of the
     text was learned in 400 steps, with 24 it showed after 60. So the first steps see each scene once.
     """
     if rng.random() < 0.6 * min(1.0, step / 1000):
