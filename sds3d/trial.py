@@ -21,7 +21,7 @@ from .playroom.bench import asset_draw
 from .playroom.measures import measure
 from .playroom.render import render
 from .playroom.scenes import build
-from .priors.network import same
+from .priors.network import merged
 from .priors.wrapped import Wrapped
 from .record import read_manifest
 from .report import FRAMES, SIDE, strip
@@ -41,10 +41,7 @@ class Counting(Wrapped):
     rows: list[int] = field(default_factory=list)
 
     def predict(self, queries: Mapping[str, Query]) -> dict[str, torch.Tensor]:
-        asked: list[Query] = []
-        for query in queries.values():
-            if not any(same(query, known) for known in asked):
-                asked.append(query)
+        asked, _ = merged(queries)
         before = len(self.rows)
         answers = self.prior.predict(queries)
         self.rows[before:] = [sum(len(query.z_t) for query in asked)]  # An adapter that was called has told its rows.

@@ -22,8 +22,8 @@ from sds3d.guidance.dmd import Dmd, matching_weight
 from sds3d.guidance.esd import Esd
 from sds3d.guidance.f_distill import DIVERGENCES, FDistill
 from sds3d.guidance.fake import Fake, from_camera
-from sds3d.guidance.mix import Cfg
-from sds3d.guidance.pgsb import Pgsb, scaled
+from sds3d.guidance.mix import Cfg, toward
+from sds3d.guidance.pgsb import Pgsb
 from sds3d.guidance.sds import Sds
 from sds3d.guidance.vsd import Vsd
 from sds3d.learners import AdamLearner
@@ -260,8 +260,8 @@ def test_pgsb_is_vsd_where_the_scales_are_the_teachers_and_one(prior):
     state = state_of(Vsd(), prior)
     asked, w = ask(prior, state), ask(prior, {}).x.sigma ** 2
     one = torch.ones(4, 1, 1, 1, dtype=F64)
-    real = scaled(asked.eps["cond"], asked.eps["uncond"], 7.5 * one)
-    fake = scaled(asked.eps["fake"], asked.eps["fake_uncond"], one)
+    real = toward(asked.eps["cond"], asked.eps["uncond"], 7.5 * one)
+    fake = toward(asked.eps["fake"], asked.eps["fake_uncond"], one)
     torch.testing.assert_close(w * (real - fake), guide(Vsd(Cfg(7.5)), prior, state).grad, **CLOSE)
     still = guide(Pgsb(Range(1.0, 1.0)), prior, state).grad
     torch.testing.assert_close(still, guide(Vsd(Cfg(1.0)), prior, state).grad, **CLOSE)

@@ -41,6 +41,11 @@ def check_scale(scale: float, name: str = "scale") -> None:
         raise ValueError(f"{name} must be a finite number of at least 0, given {scale}.")
 
 
+def toward(cond: Tensor, base: Tensor, scale: float | Tensor) -> Tensor:
+    """E_base + s (E_cond - E_base). scale: s, one number, or one in each row as [N, 1, ...]."""
+    return base + scale * (cond - base)
+
+
 @dataclass(frozen=True)
 class Alone:
     """One prediction as it is. name: its condition."""
@@ -77,8 +82,7 @@ class Cfg:
 
     def __call__(self, eps: Mapping[str, Tensor], conditions: Mapping[str, Condition], x: Noised, group: int) -> Tensor:
         """The guided prediction [N, c, *s]."""
-        base = eps[self.base]
-        return base + self.scale * (eps["cond"] - base)
+        return toward(eps["cond"], eps[self.base], self.scale)
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,7 @@ class Repel(Cfg):
 
     def __call__(self, eps: Mapping[str, Tensor], conditions: Mapping[str, Condition], x: Noised, group: int) -> Tensor:
         """The guided prediction [N, c, *s]."""
-        base = eps[self.base]
-        return base - self.scale * (eps["cond"] - base)
+        return toward(eps["cond"], eps[self.base], -self.scale)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from ..core import Condition, Guidance, Guided, Learner, Prior, Step, Views
 from ..diffusion import draw_shared
 from ..schedules import Range
 from .fake import Fake, from_camera, judge
-from .mix import Cfg
+from .mix import Cfg, check_base, toward
 from .weights import WEIGHTS, Weighting, check_conditions, check_times, check_weighting
 
 
@@ -46,7 +46,7 @@ class Pgsb(Guidance):
     fake: Fake = Fake(text_dropout=0.1)
 
     def __post_init__(self) -> None:
-        Cfg(1.0, self.base)  # refuses another base
+        check_base(self.base)
         for progress in (0.0, 1.0):
             low, high = self.scale(progress)
             if not 0 <= low <= high < float("inf"):
@@ -79,16 +79,11 @@ class Pgsb(Guidance):
         weight = WEIGHTS[self.weighting](judged.x.alpha, judged.x.sigma)
         self.fake.fit(fake, prior, judged.z, told, conditions, step)
         eps, kappa = judged.eps, self.draw(prior, judged.z, step)
-        real = scaled(eps["cond"], eps[self.base], kappa)
-        return replace(judged, real=real).descend(weight, scaled(eps["fake"], eps["fake_uncond"], kappa))
+        real = toward(eps["cond"], eps[self.base], kappa)
+        return replace(judged, real=real).descend(weight, toward(eps["fake"], eps["fake_uncond"], kappa))
 
     def draw(self, prior: Prior, z: Tensor, step: Step) -> Tensor:
         """kappa [N, 1, ...] for the latents z, one for each joint group."""
         low, high = self.scale(step.progress)
         kappa = low + (high - low) * draw_shared(prior, z.shape[0], step, "kappa")
         return kappa.reshape(-1, *[1] * (z.dim() - 1)).to(z)
-
-
-def scaled(cond: Tensor, base: Tensor, kappa: Tensor) -> Tensor:
-    """E_base + kappa (E_cond - E_base): `Cfg` with a scale of its own in each row."""
-    return base + kappa * (cond - base)

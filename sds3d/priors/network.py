@@ -127,15 +127,13 @@ class NetworkPrior:
         """
         with torch.no_grad():
             answers: dict[str, Latent] = {}
-            asked: list[Query] = []
-            place: dict[str, int] = {}
+            own: dict[str, Query] = {}
             for name, query in queries.items():
                 if query.adapter is not None and not self.owns(query.adapter):
                     answers[name] = query.adapter(query)
-                    continue
-                place[name] = next((i for i, known in enumerate(asked) if same(known, query)), len(asked))
-                if place[name] == len(asked):
-                    asked.append(query)
+                else:
+                    own[name] = query
+            asked, place = merged(own)
             eps = self.forward(asked) if asked else []
         return {name: eps[place[name]] if name in place else answers[name] for name in queries}
 
@@ -182,6 +180,17 @@ class NetworkPrior:
         if not attention_layers(self.unet):
             return None
         return Lora(self.unet, self.forward, self.sees_camera, rank, lr, step)
+
+
+def merged(queries: Mapping[str, Query]) -> tuple[list[Query], dict[str, int]]:
+    """The different queries in their order, and where among them each name's is."""
+    asked: list[Query] = []
+    place: dict[str, int] = {}
+    for name, query in queries.items():
+        place[name] = next((i for i, known in enumerate(asked) if same(known, query)), len(asked))
+        if place[name] == len(asked):
+            asked.append(query)
+    return asked, place
 
 
 def same(a: Query, b: Query) -> bool:
