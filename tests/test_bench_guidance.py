@@ -26,7 +26,7 @@ from sds3d.playroom.claims import PAIRS, SCORES, Claim, judge
 from sds3d.playroom.grammar import Head, caption, is_determined, is_held_out, parse
 from sds3d.playroom.guidance_lists import CLAIMS, MODIFIERS, ROWS, SETTING, Lists, Setting, methods
 from sds3d.playroom.measures import face_margins, folded, measure, psnr, scene_draw, views
-from sds3d.playroom.runs import Entry, append, read
+from sds3d.playroom.runs import NEGATIVE, Entry, append, read
 from sds3d.playroom.scenes import build
 from sds3d.priors.wrapped import Wrapped
 from sds3d.schedules import Range
@@ -39,7 +39,7 @@ KINDS = ("sds", "csd", "bsd", "csm", "dds", "nfsd", "clip")
 
 def opened(name: str = "playroom", device: object = CPU):
     """The analytic prior, of which every caption means the first component."""
-    return prior(4 if name == "playroom" else 1, ("a", "none"))
+    return prior(4 if name == "playroom" else 1, ("a", NEGATIVE))
 
 
 PRIORS = {name: opened(name) for name in ("playroom", "playroom-single")}
@@ -95,8 +95,8 @@ def test_every_generation_method_takes_part_and_the_others_say_why_not() -> None
     able, refused = methods(SETTING, PRIORS["playroom"])
     modifiers = {kind for kind, place in plugins.KINDS["guidance"].items() if place.startswith(f"{MODIFIERS}:")}
     assert able.keys() | refused.keys() | modifiers == plugins.KINDS["guidance"].keys()
-    assert refused.keys() >= {"dds", "pds", "iesd", "nfsd"} and able.keys() >= {"sds", "csd", "csm", "bsd", "vsd"}
-    assert "source" in refused["dds"] and '"negative"' in refused["nfsd"]
+    assert refused.keys() == {"dds", "pds", "iesd"} and able.keys() >= {"sds", "csd", "csm", "bsd", "vsd", "nfsd"}
+    assert "source" in refused["dds"]
 
 
 def test_methods_have_the_recipes_times_and_one_scale() -> None:
@@ -246,13 +246,13 @@ def test_only_makes_the_runs_of_these_arms(small_world: list[Entry]) -> None:
 def test_the_best_of_the_screen_and_sds_go_on_to_the_final(small_world: list[Entry]) -> None:
     guidance(CPU, Path("b.json"), setting=TINY)
     told = json.loads(Path("b.json").read_text())
-    assert told["figures"]["best"] == ["csm", "bsd"] and set(told["refused"]) == {"dds", "nfsd"}
+    assert told["figures"]["best"] == ["csm", "bsd"] and set(told["refused"]) == {"dds"}
     final = told["tables"]["final"]
     assert set(final) == {"sds", "csm", "bsd"}
     assert {arm: row["runs"] for arm, row in final.items()} == dict.fromkeys(final, 24)
     assert not any(told["figures"]["runs_missing"].values())
     page = Path("b.md").read_text()
-    assert "| csm | 1 | 24 | 0.8" in page and "- nfsd: NFSD needs" in page
+    assert "| csm | 1 | 24 | 0.8" in page and "- dds: DDS compares" in page
     screen = told["tables"]["screen, equal rows"]
     assert screen["csm"]["iou"]["interval"] is not None and "[" not in page.split("## Screen")[1].split("## Claims")[0]
 

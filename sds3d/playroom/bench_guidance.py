@@ -19,7 +19,6 @@ import torch
 from .. import plugins
 from ..core import Prior
 from ..engine import check
-from ..prompts import Prompts
 from .bench import result_path, save
 from .bench_tables import figures_of, markdown, places
 from .claims import judge, mean
@@ -112,7 +111,7 @@ def guidance(
     screen, level, claims = lists.screen(), lists.screen(equal_steps=True), lists.claims()
     arms = {entry.arm: entry for entry in (*screen, *claims)}
     for entry in arms.values():
-        check(entry.recipe, Prompts(entry.prompt), priors)
+        check(entry.recipe, entry.prompts, priors)
     path = result_path("guidance", out)
     bench = Bench(path.with_suffix(".jsonl"), priors, device, named_arms(only, arms), until)
 

@@ -35,7 +35,7 @@ from ..schedules import Range
 from .bench import fixed_prompts
 from .claims import Claim
 from .grammar import caption
-from .runs import Entry
+from .runs import NEGATIVE, Entry
 
 MODIFIERS = "sds3d.guidance.wrap"  # guidances around guidances are no methods of their own
 ROWS = 2  # of SDS, a view and step
@@ -148,7 +148,7 @@ def methods(setting: Setting, prior: Prior) -> tuple[dict[str, Guidance], dict[s
             continue
         able[kind] = setting.method(kind)
         try:
-            able[kind].check(prior, Prompts("a red cube").names())
+            able[kind].check(prior, Prompts("a red cube", NEGATIVE).names())
         except ValueError as error:
             del able[kind]
             refused[kind] = str(error)

@@ -31,6 +31,10 @@ from .measures import measure
 
 Figures = Mapping[str, Any]
 
+# Told to the methods that read a negative prompt; the others never ask it. The playroom has no word for a bad picture,
+# and a picture in false colours is the nearest that it has.
+NEGATIVE = "normals"
+
 
 @dataclass(frozen=True, eq=False)
 class Entry:
@@ -40,6 +44,10 @@ class Entry:
     recipe: Recipe
     prompt: str
     seed: int
+
+    @property
+    def prompts(self) -> Prompts:
+        return Prompts(self.prompt, NEGATIVE)
 
     @property
     def steps(self) -> int:
@@ -60,6 +68,7 @@ class Entry:
         told = {
             "stages": self.stages,
             "prompt": self.prompt,
+            "negative": NEGATIVE,
             "seed": self.seed,
             "weights": {name: getattr(priors[name], "sha256", None) for name in self.priors},
         }
@@ -75,7 +84,7 @@ def make(entry: Entry, priors: Mapping[str, Prior], device: torch.device) -> dic
     counted = {name: Counting(priors[name]) for name in entry.priors}
     started = time.monotonic()
     try:
-        outcome = run(entry.recipe, Prompts(entry.prompt), counted, entry.seed, device)
+        outcome = run(entry.recipe, entry.prompts, counted, entry.seed, device)
     except ArithmeticError as error:
         return {"failed": str(error), "seconds": round(time.monotonic() - started, 2)}
     seconds = time.monotonic() - started
