@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import tiny
 from jaxtyping import config, install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -17,3 +18,17 @@ def unchecked() -> Iterator[None]:
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Random models: pixels folded by two, the same in several views, and latents with eps and with v."""
+    root = tmp_path_factory.mktemp("priors")
+    text = {"addition_embed_type": "text", "addition_embed_type_num_heads": 2}
+    return {
+        "pixel": tiny.save(root / "pixel", channels=12),
+        "views": tiny.save(root / "views", channels=12, multiview=True, prediction="v_prediction", **text),
+        "latent": tiny.save(root / "latent", channels=4, vae=True, schedule="scaled_linear"),
+        "latent-v": tiny.save(root / "latent-v", channels=4, vae=True, prediction="v_prediction"),
+        "sample": tiny.save(root / "sample", channels=3, prediction="sample"),
+    }

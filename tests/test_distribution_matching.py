@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from test_guidance import LinearPrior, image
-from test_learners import Fast
 
 from sds3d.core import Condition, Guidance, Guided, Learner, Noised, Query, Step
 from sds3d.diffusion import ddim_sample, diffuse, x0_from_eps
@@ -553,61 +552,6 @@ def test_forwards_and_rows_are_those_that_are_documented(guidance, rows):
         fits.clear()
         guidance(prior, views(image().float()), conditions(prior, 4), replace(STEP, index=index), state)
         assert [rows] + [2] * sampling == WAVES and sum(fits) == 2
-
-
-# ---- 256 particles of one Gaussian ----------------------------------------------------------------------------------
-
-PARTICLES, SPREAD = 256, 0.5
-
-
-def settle(guidance: Guidance, start: float, steps: int = 300, rate: float = 0.15) -> torch.Tensor:
-    """The covariance [3, 3] where particles end that begin with the spread `start`; their number is their camera.
-
-    A particle is a picture of one pixel. The start has no correlation, because the adapter's Gaussian has one spread.
-    """
-    prior = AnalyticPrior(torch.full((1, 3, 1, 1), 0.2, dtype=F64), SPREAD, ("it",), camera_size=PARTICLES)
-    drawn = Step(4).normal("start", torch.zeros(PARTICLES, 3, dtype=F64))
-    drawn = drawn - drawn.mean(0)
-    white = drawn @ torch.linalg.cholesky(torch.linalg.inv(torch.cov(drawn.T)))
-    place = (start * white - 0.3).reshape(PARTICLES, 1, 1, 3)
-    asked = conditions(prior, PARTICLES, {"cond": "it", "uncond": "", "cond_plain": "it"})
-    asked["cond_plain"] = replace(asked["cond_plain"], camera=torch.eye(PARTICLES, dtype=F64))
-    state, seen = dict(guidance.init(prior, STEP)), views(place)
-    for index in range(steps):
-        guided = guidance(prior, replace(seen, image=(place + 1) / 2), asked, Fast(0, index=index), state)
-        place = place - rate * min(1.0, 3 * (1 - index / steps)) * guided.grad.permute(0, 2, 3, 1)
-    return torch.cov(place.reshape(PARTICLES, 3).T)
-
-
-def strays(covariance: torch.Tensor, variance: float) -> float:
-    """How far a covariance is from a variance in every direction: the largest relative error."""
-    return float((torch.linalg.eigvalsh(covariance) / variance - 1).abs().max())
-
-
-LEARN = Fake(lr=0.05, updates=2, camera_dropout=0.5)
-
-
-@pytest.mark.parametrize("guidance", [Sds("eps", mix=Cfg(1.0)), Vsd(Cfg(1.0), fake=LEARN)], ids=["sds", "vsd"])
-def test_particles_collapse_under_a_score_that_knows_each_of_them(guidance, unchecked):
-    assert torch.linalg.eigvalsh(settle(guidance, SPREAD)).max() < 0.01 * SPREAD**2
-
-
-def test_particles_keep_the_covariance_under_the_score_of_all_of_them(unchecked):
-    """They begin half again as wide as the prior, and end as wide."""
-    assert strays(settle(Esd(1.0, Cfg(1.0), fake=LEARN), 0.8), SPREAD**2) < 0.1
-
-
-def test_between_the_two_the_covariance_is_known(unchecked):
-    """At one time t the particles rest where 1 / v(s) = lam / v(S), v(s) = alpha^2 s^2 + sigma^2.
-
-    So S^2 = lam s^2 - (1 - lam) sigma^2 / alpha^2: told each particle in part, they gather in part.
-    """
-    lam, t = 0.8, 0.2
-    alpha, sigma = (float(level) for level in analytic_prior().noise_level(torch.tensor([t])))
-    expected = lam * SPREAD**2 - (1 - lam) * sigma**2 / alpha**2
-    given = settle(Esd(lam, Cfg(1.0), "uniform", Range(t, t), LEARN), SPREAD, 250, 0.08)
-    # The adapter has one spread, so it holds the mean over directions alone.
-    assert abs(float(given.trace()) / 3 / expected - 1) < 0.05 and expected < 0.75 * SPREAD**2
 
 
 # ---- numbers, refusals, laws ----------------------------------------------------------------------------------------

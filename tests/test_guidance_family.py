@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_guidance import image, linear_prior
 
-from sds3d.core import Condition, Guidance, Guided, Noised, Query, Step
+from sds3d.core import Guidance, Guided, Noised, Query, Step
 from sds3d.diffusion import add_noise, ddim_invert, ddim_step, diffuse, level, reached, x0_from_eps
 from sds3d.guidance.asd import Asd
 from sds3d.guidance.bsd import Bsd, BsdAuto, min_norm_share
@@ -465,91 +465,6 @@ def test_a_step_costs_the_forwards_and_rows_that_it_says(method, rows):
     prior = recording(group=4)
     guide(method, prior)
     assert [sum(len(query.z_t) for query in wave.values()) / 4 for wave in prior.waves] == rows
-
-
-# ---- where it ends --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Nodes(Step):
-    """A step that draws the nodes of a quadrature: row i has the i-th time and the i-th noise."""
-
-    def __init__(self, u: torch.Tensor, noise: torch.Tensor) -> None:
-        Step.__init__(self, 0)
-        object.__setattr__(self, "given", (u, noise))
-
-    def normal(self, name, like, fixed=False):
-        return self.given[1].reshape(like.shape)
-
-    def uniform(self, name, n, fixed=False):
-        return self.given[0]
-
-
-def three() -> AnalyticPrior:
-    """One pixel whose first channel has three likely values; its other two channels are plain Gaussians at 0."""
-    means = torch.zeros(3, 3, 1, 1, dtype=F64)
-    means[:, 0, 0, 0] = torch.tensor([-1.0, 0.1, 0.7])
-    return AnalyticPrior(means, 0.15, ("low", "middle", "high"))
-
-
-def pixel(value: float, rows: int) -> torch.Tensor:
-    return torch.tensor([value / 2 + 0.5, 0.5, 0.5], dtype=F64).expand(rows, 1, 1, 3)
-
-
-def expected_gradient(method: Guidance, prior: AnalyticPrior, value: float, prompt: str) -> float:
-    """The first channel's gradient at (value, 0, 0), over time by Gauss-Legendre and noise by Gauss-Hermite."""
-    import numpy as np
-
-    u, wu = (torch.as_tensor(part) for part in np.polynomial.legendre.leggauss(12))
-    n, wn = (torch.as_tensor(part) for part in np.polynomial.hermite_e.hermegauss(7))
-    grid = torch.stack(torch.meshgrid((u + 1) / 2, n, n, n, indexing="ij"), -1).reshape(-1, 4)
-    weight = torch.einsum("a,b,c,d->abcd", wu / wu.sum(), *[wn / wn.sum()] * 3).reshape(-1)
-    told = {
-        name: Condition(prior.text([text]).expand(len(grid), -1, -1))
-        for name, text in (("cond", prompt), ("uncond", ""))
-    }
-    step = Nodes(grid[:, 0], grid[:, 1:])
-    return float(weight @ method(prior, views(pixel(value, len(grid))), told, step, {}).grad[:, 0, 0, 0])
-
-
-def stable_zeros(method: Guidance, prior: AnalyticPrior, prompt: str) -> list[float]:
-    """Where the expected gradient passes from negative to positive within [-1.5, 1.5], by bisection."""
-    grid = torch.linspace(-1.5, 1.5, 21).tolist()
-    values = [expected_gradient(method, prior, value, prompt) for value in grid]
-    zeros = []
-    for low, high, before, after in zip(grid, grid[1:], values, values[1:], strict=False):
-        if before < 0 <= after:
-            for _ in range(8):
-                middle = (low + high) / 2
-                low, high = (middle, high) if expected_gradient(method, prior, middle, prompt) < 0 else (low, middle)
-            zeros.append((low + high) / 2)
-    return zeros
-
-
-@pytest.mark.parametrize(
-    ("method", "rate"),
-    [
-        (Sds("eps", mix=Cfg(1.0), t=Range(0.05, 0.6)), 2.0),
-        (Csd(t=Range(0.05, 0.6)), 2.0),
-        (Bsd(t=Range(0.05, 0.6)), 0.3),
-    ],
-    ids=["sds", "csd", "bsd"],
-)
-def test_it_ends_at_a_stable_zero_of_its_expected_gradient(method, rate):
-    prior, prompt, rows, steps = three(), "middle", 24, 120
-    zeros = stable_zeros(method, prior, prompt)
-    assert zeros
-    told = conditions(prior, rows, {"cond": prompt, "uncond": ""})
-    ends = []
-    for start in (-0.3, 0.5):
-        at = torch.tensor([start, 0.0, 0.0], dtype=F64)
-        for index in range(steps):
-            seen = views((at / 2 + 0.5).expand(rows, 1, 1, 3))
-            grad = method(prior, seen, told, Step(0, index=index), {}).grad.mean(0).flatten()
-            at = at - rate / (1 + index / 10) * grad
-        ends.append(float(at[0]))
-    for end in ends:
-        assert min(abs(end - zero) for zero in zeros) < 0.05, (ends, zeros)
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 The bench recipe is the default one with `Setting.steps` steps. Each method stands alone in it as the term "main", so
 that all share start, cameras, backgrounds and noise, with the recipe's own times t and one scale of classifier-free
-guidance, each where the method has such a field; its other numbers are its own.
+guidance, each where the method has such a field; its other numbers are its own. Those that read a negative prompt are
+told `runs.NEGATIVE`.
 
 | list   | runs                                                                                                   |
 |--------|--------------------------------------------------------------------------------------------------------|
