@@ -101,14 +101,15 @@ def test_every_generation_method_takes_part_and_the_others_say_why_not() -> None
 
 def test_methods_have_the_recipes_times_and_one_scale() -> None:
     able, _ = methods(SETTING, PRIORS["playroom"])
-    times = SETTING.times()
-    assert times(0.0) == (0.5, 0.98) and able["sds"] == Sds(t=times)
+    own = SETTING.sds()
+    times = own.t
+    assert times(0.0) == (0.5, 0.98) and SETTING.scale == 2.0 and able["sds"] == own
     for kind, method in able.items():
         plain = plugins.load("guidance", kind)()
-        own = {field.name for field in fields(method)} - {"t", "mix"}
+        others = {field.name for field in fields(method)} - {"t", "mix"}
         assert getattr(method, "t", times) == times, kind
         assert getattr(getattr(method, "mix", None), "scale", SETTING.scale) == SETTING.scale, kind
-        assert all(getattr(method, name) == getattr(plain, name) for name in own), kind
+        assert all(getattr(method, name) == getattr(plain, name) for name in others), kind
 
 
 def test_equal_rows_are_equal_rows() -> None:

@@ -7,7 +7,7 @@ import itertools
 import json
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import machine
+from .. import machine, recipes
 from ..cameras import orbit
 from ..core import Background, Cameras, Condition, Mix, Prior, Renderer, Representation, Step
 from ..diffusion import ddim_sample, diffuse, x0_from_eps
+from ..engine import Stage
 from ..guidance.mix import Cfg
+from ..guidance.sds import Sds
 from ..renderers.background import COLOURS as BACKGROUND_RGB
 from .grammar import Head, Pair, Spec, Thing, Toy, caption, heads, is_held_out, pairs, things, toys
 from .measures import Draw, Quality, contrasting_background, controls, iou, measure, psnr
@@ -29,8 +31,23 @@ from .scenes import build
 
 CAPTIONS, SAMPLER_STEPS, SCALE = 64, 30, 2.0  # bench prior
 SLOPE_TIMES = (0.6, 0.85, 0.95)
-DEFAULT_MIX = Cfg(2.0)  # of the default recipe
 MASK_DISTANCE = 0.1  # a pixel belongs to the object where its colour is this far from the background
+
+
+def default_stage(overrides: Sequence[str] = ()) -> Stage:
+    """The one stage of the default recipe. overrides: as `--set` takes them."""
+    data = recipes.read("gaussians")
+    for assignment in overrides:
+        recipes.override(data, assignment)
+    (stage,) = recipes.build(data).stages.values()
+    return stage
+
+
+def sds_of(stage: Stage) -> Sds:
+    """The one guidance of the default recipe's stage."""
+    (guide,) = stage.guidance.values()
+    assert isinstance(guide.guidance, Sds)
+    return guide.guidance
 
 
 def held_out(count: int) -> list[Spec]:
@@ -102,11 +119,11 @@ def exact_views(specs: list[Spec], step: Step, size: int) -> tuple[Tensor, Camer
 
 
 @torch.no_grad()
-def background_slope(model: Prior, t: float, named: bool = True, mix: Mix = DEFAULT_MIX, captions: int = 16) -> float:
+def background_slope(model: Prior, t: float, named: bool = True, mix: Mix | None = None, captions: int = 16) -> float:
     """How faithfully the SDS target keeps a plain background: the slope of its ring on the true one, 1 is faithful.
 
     Below 1 the target's background is pulled to mid-grey, and a shell of haze fits it better than the truth does.
-    named: whether the captions name the background, as the default recipe does.
+    named: whether the captions name the background, as the default recipe does. mix: None for the default recipe's.
     """
     step = Step(seed=0, stage="background-slope")
     pictures, cameras, prompts, names = exact_views(held_out(captions), step, model.size)
@@ -115,6 +132,7 @@ def background_slope(model: Prior, t: float, named: bool = True, mix: Mix = DEFA
     z = model.encode(pictures)
     x = diffuse(model, z, step, (t, t))
     told = conditions(model, prompts, cameras)
+    mix = mix or sds_of(default_stage()).mix
     guided = mix(model.predict(x.ask(told, "cond", "uncond")), told, x, model.group)
     target = model.decode(x0_from_eps(x.z_t, guided, x.alpha, x.sigma).clamp(-1, 1))
     got, true = (ring(picture) - 0.5 for picture in (target, pictures))

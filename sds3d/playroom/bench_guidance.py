@@ -1,9 +1,9 @@
 """`sds3d bench guidance`: every generation method on equal terms, and the papers' claims, on runs that are kept.
 
 What is run, and on which terms, is told in `guidance_lists`. The figures go to `bench-guidance.json`, a page of tables
-to `.md` and the runs to `.jsonl` beside it. The best of the screen have the least mean place by silhouette and by
-colour at equal rows; they and SDS go on to the final. With --budget 0 nothing is run, and the tables are written of
-what is there.
+to `.md` and the runs to `.jsonl` beside it. Beside SDS, the methods of the screen with the least mean place by
+silhouette and by colour at equal rows go on to the final. With --budget 0 nothing is run, and the tables are written
+of what is there.
 """
 
 from __future__ import annotations
@@ -138,8 +138,10 @@ def named_arms(only: str | None, arms: Mapping[str, Entry]) -> frozenset[str] | 
 
 
 def best(bench: Bench, screen: Sequence[Entry], count: int) -> list[str]:
-    """The best methods of the screen; none before every method has been on it."""
-    return [] if bench.missing(screen) else places(bench.runs(screen))[:count]
+    """The best methods of the screen beside SDS; none before every method has been on it."""
+    if bench.missing(screen):
+        return []
+    return [kind for kind in places(bench.runs(screen)) if kind != "sds"][:count]
 
 
 def summary(bench: Bench, lists: Lists, named: Mapping[str, Sequence[Entry]]) -> dict[str, Any]:
@@ -153,6 +155,7 @@ def summary(bench: Bench, lists: Lists, named: Mapping[str, Sequence[Entry]]) ->
     return {
         "settings": {
             **asdict(setting),
+            "scale": setting.scale,
             "prompts": setting.prompts(),
             "screened": setting.screened(),
             "faces": setting.faces(),

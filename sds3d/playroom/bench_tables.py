@@ -72,7 +72,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     parts = [
         "# The guidance benchmark",
         "Written by `sds3d bench guidance`; what is run is told in `sds3d/playroom/guidance_lists.py`. All methods "
-        "have the default recipe's own times t and, where they have a mix, the guidance scale "
+        "have the default recipe's own times t and, where they have a mix, its guidance scale of "
         f"{settings['scale']:g}; SDS has {settings['steps']} steps. Brackets hold 95 % bootstrap intervals of the mean "
         "over runs. Two-faced: the back's PSNR to the true front less that to the true back, of heads; above 0 a head "
         "has a face behind. Saturation error: of the mean chroma, which over-saturation counts only above the truth. "

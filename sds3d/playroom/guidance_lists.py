@@ -1,7 +1,7 @@
 """What `sds3d bench guidance` runs: the bench recipe, the methods on equal terms, and the arms of the papers' claims.
 
 The bench recipe is the default one with `Setting.steps` steps. Each method stands alone in it as the term "main", so
-that all share start, cameras, backgrounds and noise, with the recipe's own times t and one scale of classifier-free
+that all share start, cameras, backgrounds and noise, with the recipe's own times t and scale of classifier-free
 guidance, each where the method has such a field; its other numbers are its own. Those that read a negative prompt are
 told `runs.NEGATIVE`.
 
@@ -25,7 +25,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
-from .. import plugins, recipes
+from .. import plugins
 from ..core import Guidance, Prior
 from ..cost import steps_within
 from ..engine import Guide, Recipe, Stage
@@ -33,7 +33,7 @@ from ..guidance.mix import Cfg
 from ..guidance.sds import Sds
 from ..prompts import Prompts
 from ..schedules import Range
-from .bench import fixed_prompts
+from .bench import default_stage, fixed_prompts, sds_of
 from .claims import Claim
 from .grammar import caption
 from .runs import NEGATIVE, Entry
@@ -75,14 +75,13 @@ CLAIMS = (
 class Setting:
     """The numbers of the benchmark.
 
-    steps: of SDS. seeds: from 0, of the final and of the claims. scale: of classifier-free guidance; high: the scale of
-    MVDream's SDS, at which its saturation is judged. best: how many methods go on to the final beside SDS. heads: of
-    the claims about faces, half held out. overrides: of the recipe, as `--set` takes them.
+    steps: of SDS. seeds: from 0, of the final and of the claims. high: the scale of MVDream's SDS, at which its
+    saturation is judged. best: how many methods go on to the final beside SDS. heads: of the claims about faces, half
+    held out. overrides: of the recipe, as `--set` takes them.
     """
 
-    steps: int = 200
+    steps: int = 150
     seeds: int = 3
-    scale: float = 4.0
     high: float = 50.0
     best: int = 5
     heads: int = 8
@@ -90,17 +89,18 @@ class Setting:
 
     def stage(self) -> Stage:
         """The one stage of the bench recipe, before a method takes its place in it."""
-        data = recipes.read("gaussians")
-        for assignment in self.overrides:
-            recipes.override(data, assignment)
-        (stage,) = recipes.build(data).stages.values()
-        return stage
+        return default_stage(self.overrides)
 
-    def times(self) -> Range:
-        """The recipe's own times."""
-        (guide,) = self.stage().guidance.values()
-        assert isinstance(guide.guidance, Sds)
-        return guide.guidance.t
+    def sds(self) -> Sds:
+        """The recipe's own guidance, whose times and scale all methods take."""
+        return sds_of(self.stage())
+
+    @property
+    def scale(self) -> float:
+        """The recipe's own scale of classifier-free guidance."""
+        mix = self.sds().mix
+        assert isinstance(mix, Cfg)
+        return mix.scale
 
     def recipe(self, guidance: Guidance, steps: int, prior: str = "playroom") -> Recipe:
         """The bench recipe with one guidance."""
@@ -108,10 +108,10 @@ class Setting:
         return Recipe({"shape": stage}, exports=())
 
     def method(self, kind: str) -> Guidance:
-        """A method with its own numbers, but the recipe's times and the one scale where it has them."""
+        """A method with its own numbers, but the recipe's times and scale where it has them."""
         method = plugins.load("guidance", kind)()
         given = {field.name for field in fields(method)}
-        changed: dict[str, Any] = {"t": self.times()} if "t" in given else {}
+        changed: dict[str, Any] = {"t": self.sds().t} if "t" in given else {}
         if "mix" in given and isinstance(method.mix, Cfg):
             changed["mix"] = replace(method.mix, scale=self.scale)
         return replace(method, **changed)
@@ -189,7 +189,7 @@ class Lists:
 
     def claims(self) -> list[Entry]:
         """Faces for the claims about views, all 12 prompts for those about colour."""
-        setting, times = self.setting, self.setting.times()
+        setting, times = self.setting, self.setting.sds().t
         single = {
             "single view, annealed": Sds(mix=Cfg(setting.scale), t=times),
             "single view, all times": Sds(mix=Cfg(setting.scale), t=Range(0.02, 0.98)),
