@@ -21,7 +21,7 @@ from .playroom.bench import asset_draw
 from .playroom.measures import measure
 from .playroom.render import render
 from .playroom.scenes import build
-from .priors.network import merged
+from .priors.frozen import merged
 from .priors.wrapped import Wrapped
 from .record import read_manifest
 from .report import FRAMES, SIDE, strip

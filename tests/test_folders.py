@@ -33,7 +33,7 @@ DAMAGES = {
     "no folder": (lambda f: shutil.rmtree(f), FileNotFoundError, "no prior at"),
     "a file": (lambda f: (shutil.rmtree(f), f.write_text("x")), ValueError, "is a file"),
     "empty": (lambda f: (shutil.rmtree(f), f.mkdir()), ValueError, "no unet/"),
-    "a transformer": (lambda f: (f / "unet").rename(f / "transformer"), ValueError, "another family"),
+    "a transformer": (lambda f: (f / "unet").rename(f / "transformer"), ValueError, "no unet/"),
     "no config": (lambda f: (f / "unet/config.json").unlink(), FileNotFoundError, "config.json is missing"),
     "config is not JSON": (lambda f: (f / "unet/config.json").write_text("{"), ValueError, "not readable JSON"),
     "config is a list": (lambda f: (f / "unet/config.json").write_text("[]"), ValueError, "JSON object"),

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from ..priors import folder as files
+from ..priors.frozen import Codec
 from ..priors.latent import codec_of
 from ..priors.multiview import OptionalCamera
-from ..priors.network import Codec
 from ..priors.pixel import PixelCodec
 from . import network
 from .batches import Batch, draw_batch, draw_mode, draw_t

@@ -16,6 +16,7 @@ import torch
 
 if TYPE_CHECKING:
     from .network import NetworkPrior
+    from .sd3 import Sd3Prior
 
 WEIGHTS = Path(__file__).parent.parent / "playroom" / "weights"
 LATENT_WEIGHTS = WEIGHTS.with_name("weights-latent")
@@ -59,6 +60,11 @@ ENTRIES: dict[str, Entry] = {
     "sd15": Entry(
         "stable-diffusion-v1-5/stable-diffusion-v1-5", "CreativeML OpenRAIL-M", "Stable Diffusion 1.5, 512 pixels"
     ),
+    "sd35": Entry(
+        "stabilityai/stable-diffusion-3.5-medium",
+        "Stability AI Community License",
+        "Stable Diffusion 3.5 medium, a rectified flow, 1024 pixels",
+    ),
 }
 
 
@@ -70,30 +76,45 @@ def present(entries: Mapping[str, Entry]) -> dict[str, Entry]:
 CATALOGUE = present(ENTRIES)
 
 
-def open_prior(name: str | Path, device: torch.device | str = "cpu") -> NetworkPrior:
+def open_prior(name: str | Path, device: torch.device | str = "cpu") -> NetworkPrior | Sd3Prior:
     """The prior of a catalogue name, a local folder, or a hub id in the local cache.
 
     Raises ValueError for an unknown name (with the nearest known ones) or a folder that is not a model that we read,
     and FileNotFoundError for what is not there.
     """
-    from .network import open_folder
-
     given = str(name)
     entry = CATALOGUE.get(given)
     if entry is not None:
         place = entry.place if isinstance(entry.place, Path) else cached(entry.place)
-        return open_folder(place, device, given, entry.single, entry.check_words)
+        return opened(place, device, given, entry.single, entry.check_words)
     if Path(given).exists():
-        return open_folder(given, device)
+        return opened(Path(given), device)
     if isinstance(name, Path) or given.startswith((".", "/", "~")) or given.count("/") > 1:
         raise FileNotFoundError(f"There is no prior folder at {given}.")
     if "/" in given:
-        return open_folder(cached(given), device, given)
+        return opened(cached(given), device, given)
     close = difflib.get_close_matches(given, CATALOGUE, n=3, cutoff=0.4)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     raise ValueError(
         f'There is no prior "{given}".{hint} Known are: {", ".join(CATALOGUE)}; a local folder or a hub id will do too.'
     )
+
+
+def opened(
+    place: Path,
+    device: torch.device | str,
+    name: str | None = None,
+    single: bool = False,
+    check_words: Callable[[str], None] | None = None,
+) -> NetworkPrior | Sd3Prior:
+    """The model of a folder, of the family that it belongs to."""
+    if (place / "transformer").is_dir():
+        from .sd3 import open_sd3
+
+        return open_sd3(place, device, name)
+    from .network import open_folder
+
+    return open_folder(place, device, name, single, check_words)
 
 
 def cached(hub_id: str) -> Path:

@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 Network = Any  # a torch module of diffusers or transformers, whose attributes no type checker can see
-UNET, TEXT = "UNet2DConditionModel", "CLIPTextModel"
-VAES = ("AutoencoderKL",)
+UNET, SD3, VAE = "UNet2DConditionModel", "SD3Transformer2DModel", "AutoencoderKL"
+CLIP, CLIP_POOLED, T5 = "CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"
+MODULES = {
+    UNET: "diffusers.models.unets.unet_2d_condition",
+    SD3: "diffusers.models.transformers.transformer_sd3",
+    VAE: "diffusers.models.autoencoders.autoencoder_kl",
+    CLIP: "transformers.models.clip.modeling_clip",
+    CLIP_POOLED: "transformers.models.clip.modeling_clip",
+    T5: "transformers.models.t5.modeling_t5",
+}  # class -> where it lives
 
 
 def read_json(path: Path) -> dict:
@@ -37,27 +46,36 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def check_folder(folder: Path) -> None:
-    """Raise FileNotFoundError or ValueError, in a sentence, for what does not look like a model folder that we read."""
+def check_parts(folder: Path, known: Mapping[str, str], optional: Sequence[str] = ()) -> None:
+    """Raise FileNotFoundError or ValueError, in a sentence, unless each part of a model holds the class that we read.
+
+    known: part -> class. optional: the parts that may be missing.
+    """
     if not folder.exists():
         raise FileNotFoundError(f"There is no prior at {folder}.")
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; a prior is a folder in the layout of diffusers (unet/, ...).")
-    if not (folder / "unet").is_dir():
-        found = "it has a transformer/, which is another family" if (folder / "transformer").is_dir() else "no unet/"
-        raise ValueError(f"{folder} is not a diffusion model that this file reads: {found}.")
-    for part, known in (("unet", (UNET,)), ("text_encoder", (TEXT,)), ("vae", VAES)):
-        if part == "vae" and not (folder / part).exists():
+    network = next(iter(known))
+    if not (folder / network).is_dir():
+        raise ValueError(f"{folder} is not a diffusion model that this file reads: no {network}/.")
+    for part, kind in known.items():
+        if part in optional and not (folder / part).exists():
             continue
-        config = read_json(folder / part / "config.json")
-        name = config.get("_class_name") or (config.get("architectures") or ["an unnamed class"])[0]
-        if name not in known:
-            raise ValueError(f"{folder / part} holds {name}; this loader reads {' or '.join(known)}.")
-        if "auto_map" in config:
-            raise ValueError(f"{folder / part} asks for code of its own (auto_map), which is never run.")
-    if not (folder / "tokenizer").is_dir():
-        raise FileNotFoundError(f"{folder} has no tokenizer/, so prompts cannot be read.")
+        name = class_of(folder / part)
+        if name != kind:
+            raise ValueError(f"{folder / part} holds {name}; this loader reads {kind}.")
+        tokens = part.replace("text_encoder", "tokenizer")
+        if part.startswith("text_encoder") and not (folder / tokens).is_dir():
+            raise FileNotFoundError(f"{folder} has no {tokens}/, so prompts cannot be read.")
     read_json(folder / "scheduler" / "scheduler_config.json")
+
+
+def class_of(part: Path) -> str:
+    """The name of the network's class. Raises ValueError for a network that asks for code of its own."""
+    config = read_json(part / "config.json")
+    if "auto_map" in config:
+        raise ValueError(f"{part} asks for code of its own (auto_map), which is never run.")
+    return config.get("_class_name") or (config.get("architectures") or ["an unnamed class"])[0]
 
 
 def weight_files(part: Path) -> list[Path]:
@@ -180,13 +198,9 @@ def load(part: Path, dtype: torch.dtype = torch.float32) -> Network:
     """The network of one part, frozen, on the CPU. Raises ValueError when its weights do not fit its configuration."""
     files = weight_files(part)
     variant = {"variant": "fp16"} if files[0].name.endswith(".fp16.safetensors") else {}
+    name = class_of(part)
     with silence():
-        if part.name == "unet":
-            from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel as kind
-        elif part.name == "vae":
-            from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL as kind
-        else:
-            from transformers.models.clip.modeling_clip import CLIPTextModel as kind
+        kind = getattr(importlib.import_module(MODULES[name]), name)
         asked = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, **variant}
         try:
             loaded: Any = kind.from_pretrained(str(part), dtype=dtype, **asked)
@@ -203,14 +217,16 @@ def load(part: Path, dtype: torch.dtype = torch.float32) -> Network:
     return model.requires_grad_(False).eval()
 
 
-def load_tokenizer(part: Path):
-    """The CLIP tokenizer of a folder. Raises FileNotFoundError or ValueError when its files are missing or damaged."""
+def load_tokenizer(part: Path, family: Literal["CLIP", "T5"] = "CLIP"):
+    """The tokenizer of a folder. Raises FileNotFoundError or ValueError when its files are missing or damaged."""
     if not any((part / file).is_file() for file in ("tokenizer.json", "vocab.json")):
         raise FileNotFoundError(f"{part} holds no vocabulary (tokenizer.json, or vocab.json and merges.txt).")
     with silence():
-        from transformers.models.clip.tokenization_clip import CLIPTokenizer
-
+        if family == "CLIP":
+            from transformers.models.clip.tokenization_clip import CLIPTokenizer as kind
+        else:
+            from transformers.models.t5.tokenization_t5 import T5Tokenizer as kind
         try:
-            return CLIPTokenizer.from_pretrained(str(part), local_files_only=True)
+            return kind.from_pretrained(str(part), local_files_only=True)
         except Exception as error:  # tokenizers raises bare Exception for damaged files
-            raise ValueError(f"{part} is not a readable CLIP tokenizer: {error}") from error
+            raise ValueError(f"{part} is not a readable {family} tokenizer: {error}") from error

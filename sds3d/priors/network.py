@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -15,6 +13,7 @@ from torch import Tensor
 from ..core import Cameras, Condition, Image, Latent, Learner, Query, Step
 from ..diffusion import eps_from_v, eps_from_x0
 from . import folder as files
+from .frozen import FolderPrior, precision
 from .latent import codec_of
 from .lora import Lora, adapted, attention_layers
 from .multiview import GROUP, JointAttention, OptionalCamera, camera_vector
@@ -22,67 +21,30 @@ from .nasa import steered, text_attentions
 from .pixel import PixelCodec, fold_of
 from .text import TextReader
 
-HALF_FROM = 200_000_000  # on a GPU, networks of this many parameters run in half precision
+PARTS = {"unet": files.UNET, "text_encoder": files.CLIP, "vae": files.VAE}
 ALPHA_MIN = 1e-3  # below it the clean latent cannot be told from eps in single precision
 
 
-@runtime_checkable
-class Codec(Protocol):
-    """Between pictures and what the network sees."""
-
-    @property
-    def size(self) -> int: ...
-    @property
-    def data_range(self) -> float | None: ...
-    def encode(self, image: Image) -> Latent: ...
-    def decode(self, z: Latent) -> Image: ...
-
-
 @dataclass(frozen=True, eq=False)
-class NetworkPrior:
-    """A frozen diffusion model from a folder; see `core.Prior`.
+class NetworkPrior(FolderPrior):
+    """A frozen diffusion model with a UNet; see `core.Prior`.
 
     The time t in [0, 1] is grid index / (T - 1) of the scheduler's T noise levels: 0 is the least noise, 1 the most.
     The grid ends at the last level with alpha >= 1e-3. Network and conditions live on one device; latents may come in
     any dtype and keep it.
     """
 
-    name: str
-    licence: str
-    weights: tuple[Path, ...] = field(repr=False)
     unet: files.Network = field(repr=False)
     reader: TextReader = field(repr=False)
-    codec: Codec = field(repr=False)
     alphas_cumprod: Float[Tensor, "T"] = field(repr=False)
     prediction: str
     group: int
     sees_camera: bool
-    views_per_row: int = 1
-
-    @property
-    def size(self) -> int:
-        return self.codec.size
-
-    @property
-    def data_range(self) -> float | None:
-        """The bound on |z_0|: 1 for pixels, None for the latents of an autoencoder."""
-        return self.codec.data_range
 
     @property
     def reads_away(self) -> bool:
         """Whether a condition may bring a negative text: whether the network attends to its text at all."""
         return bool(text_attentions(self.unet))
-
-    @cached_property
-    def sha256(self) -> str:
-        """The hash of the weights, for the manifest; it reads every file once."""
-        return files.sha256(list(self.weights))
-
-    def encode(self, image: Image) -> Latent:
-        return self.codec.encode(image)
-
-    def decode(self, z: Latent) -> Image:
-        return self.codec.decode(z)
 
     def text(self, prompts: Sequence[str]) -> Tensor:
         return self.reader(prompts)
@@ -95,8 +57,7 @@ class NetworkPrior:
         control: Sequence[tuple[Image, float]] = (),
     ) -> Condition:
         """text: [N, L, d], or one row for all. Raises ValueError for a picture, which this network cannot be told."""
-        if reference is not None or control:
-            raise ValueError(f'The prior "{self.name}" reads text, not reference or control pictures.')
+        self.refuse_pictures(reference is not None or bool(control))
         if cameras is not None and text.shape[0] == 1:
             text = text.expand(len(cameras), -1, -1)
         camera = camera_vector(cameras) if self.sees_camera and cameras is not None else None
@@ -120,23 +81,6 @@ class NetworkPrior:
         """Whether an adapter is one of this network's, which shares its forward."""
         return isinstance(adapter, Lora) and adapter.denoise == self.forward
 
-    def predict(self, queries: Mapping[str, Query]) -> dict[str, Latent]:
-        """eps under the queries' names, from one forward; the network's own adapters have their rows in it.
-
-        A query with another learner in the adapter's place is answered by that learner alone.
-        """
-        with torch.no_grad():
-            answers: dict[str, Latent] = {}
-            own: dict[str, Query] = {}
-            for name, query in queries.items():
-                if query.adapter is not None and not self.owns(query.adapter):
-                    answers[name] = query.adapter(query)
-                else:
-                    own[name] = query
-            asked, place = merged(own)
-            eps = self.forward(asked) if asked else []
-        return {name: eps[place[name]] if name in place else answers[name] for name in queries}
-
     def labels(self, query: Query) -> Float[Tensor, "N 17"]:
         """What the network's own camera embedding is told; an adapter that embeds cameras itself leaves it out."""
         own = not isinstance(query.adapter, Lora) or query.adapter.camera is None
@@ -148,8 +92,7 @@ class NetworkPrior:
         rows = [query.z_t.shape[0] for query in queries]
         if any(n % self.group for n in rows):
             raise ValueError(f'The prior "{self.name}" denoises {self.group} views jointly; given {rows} rows.')
-        if any(query.condition.image is not None or query.condition.control for query in queries):
-            raise ValueError(f'The prior "{self.name}" reads text, not reference or control pictures.')
+        self.refuse_pictures(any(query.condition.image is not None or query.condition.control for query in queries))
         told = {}
         if isinstance(self.unet.class_embedding, OptionalCamera):
             told["cross_attention_kwargs"] = {"views": self.group}
@@ -182,31 +125,6 @@ class NetworkPrior:
         return Lora(self.unet, self.forward, self.sees_camera, rank, lr, step)
 
 
-def merged(queries: Mapping[str, Query]) -> tuple[list[Query], dict[str, int]]:
-    """The different queries in their order, and where among them each name's is."""
-    asked: list[Query] = []
-    place: dict[str, int] = {}
-    for name, query in queries.items():
-        place[name] = next((i for i, known in enumerate(asked) if same(known, query)), len(asked))
-        if place[name] == len(asked):
-            asked.append(query)
-    return asked, place
-
-
-def same(a: Query, b: Query) -> bool:
-    """Whether two queries must get one answer: every tensor equal, the same adapter."""
-
-    def equal(x: object, y: object) -> bool:
-        if isinstance(x, Tensor) and isinstance(y, Tensor):
-            return x is y or (x.shape == y.shape and x.dtype == y.dtype and torch.equal(x, y))
-        if isinstance(x, tuple) and isinstance(y, tuple):
-            return len(x) == len(y) and all(map(equal, x, y))
-        return x is y or (isinstance(x, float) and x == y)
-
-    inputs = equal(a.z_t, b.z_t) and equal(a.t, b.t) and a.adapter is b.adapter
-    return inputs and all(equal(getattr(a.condition, f.name), getattr(b.condition, f.name)) for f in fields(Condition))
-
-
 def open_folder(
     place: str | Path,
     device: torch.device | str = "cpu",
@@ -222,7 +140,7 @@ def open_folder(
     built wherever the files tell.
     """
     folder = Path(place)
-    files.check_folder(folder)
+    files.check_parts(folder, PARTS, optional=("vae",))
     latent = (folder / "vae").is_dir()
     parts = ("unet", "text_encoder", "vae") if latent else ("unet", "text_encoder")
     weights = [file for part in parts for file in files.weight_files(folder / part)]
@@ -233,8 +151,7 @@ def open_folder(
     tokenizer = files.load_tokenizer(folder / "tokenizer")
 
     device = torch.device(device)
-    large = sum(file.stat().st_size for file in weights if file.parent.name == "unet") > 2 * HALF_FROM
-    dtype = torch.float16 if device.type == "cuda" and large else torch.float32
+    dtype = precision(folder / "unet", device)
     unet = files.load(folder / "unet", dtype)
     if joint:
         unet.set_attn_processor(JointAttention())
