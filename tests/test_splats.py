@@ -420,7 +420,7 @@ def test_a_damaged_cached_kernel_is_built_anew(tmp_path):
         return subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
 
     assert "compiled for this CPU in" in run().stdout
-    cached = list(tmp_path.rglob("splats-*.so"))
+    cached = list(tmp_path.rglob("kernels-*.so"))
     assert len(cached) == 1
     assert "compiled for this CPU, " in run().stdout
     cached[0].write_bytes(cached[0].read_bytes()[:1000])

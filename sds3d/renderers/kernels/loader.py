@@ -1,4 +1,4 @@
-"""Finds or builds the C kernel, once per process and only when something is to be drawn.
+"""Finds or builds the library of all C kernels, once per process and only when something is to be drawn.
 
 Order: the library that was built with the package, if this CPU can run it; else the machine's C compiler, into a folder
 of the user's cache; else none, and the caller falls back to PyTorch. `SDS3D_KERNEL` chooses by hand: "c" fails where
@@ -21,7 +21,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("splats.c")
+FOLDER = Path(__file__).parent
+SOURCES = tuple(sorted(FOLDER.glob("*.c")))  # one library of them all
 CHOICES = ("auto", "c", "torch")
 # Not -ffast-math: linked into a library it changes the whole process's denormals, and it drops the guards against NaN.
 FLAGS = (
@@ -76,8 +77,8 @@ def _find() -> Backend:
 
 
 def source_hash() -> str:
-    """Identifies the text of the kernel."""
-    return hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
+    """Identifies the text of the kernels."""
+    return hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES)).hexdigest()[:16]
 
 
 def _digest(path: Path) -> str:
@@ -112,8 +113,8 @@ def cpu_flags() -> str:
 
 
 def shipped_path() -> Path:
-    """Where a package with a built kernel keeps it."""
-    return SOURCE.with_name(f"splats-{platform.system().lower()}-{platform.machine().lower()}.so")
+    """Where a package with built kernels keeps them."""
+    return FOLDER / f"kernels-{platform.system().lower()}-{platform.machine().lower()}.so"
 
 
 def _shipped() -> tuple[ctypes.CDLL, str]:
@@ -148,7 +149,7 @@ def compiler() -> list[str]:
 
 
 def compile_library(target: Path, march: str) -> None:
-    """Compile the kernel for an architecture ("native", "x86-64-v3", "" for the compiler's default) into `target`.
+    """Compile the kernels for an architecture ("native", "x86-64-v3", "" for the compiler's default) into `target`.
 
     The file appears whole or not at all, and its digest after it. Raises RuntimeError with the compiler's first words
     where it fails.
@@ -158,10 +159,10 @@ def compile_library(target: Path, march: str) -> None:
     os.close(handle)
     try:
         done = subprocess.run(
-            [*command, "-o", name, str(SOURCE), "-lm"], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            [*command, "-o", name, *map(str, SOURCES), "-lm"], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
         if done.returncode != 0:
-            raise RuntimeError(f"{command[0]} cannot compile the kernel: {done.stderr.strip()[:200]}")
+            raise RuntimeError(f"{command[0]} cannot compile the kernels: {done.stderr.strip()[:200]}")
         Path(name).with_suffix(".sha256").write_text(_digest(Path(name)))
         os.replace(name, target)
         os.replace(Path(name).with_suffix(".sha256"), target.with_suffix(".sha256"))
@@ -172,20 +173,20 @@ def compile_library(target: Path, march: str) -> None:
 def _compiled() -> tuple[ctypes.CDLL, str]:
     parts = [source_hash(), *FLAGS, *compiler(), platform.machine(), cpu_flags()]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    path = _cache_folder() / f"splats-{key}.so"
+    path = _cache_folder() / f"kernels-{key}.so"
     if path.exists():
         try:
             return _open(path), f"compiled for this CPU, {path}"
         except (OSError, RuntimeError):
             log.warning("The cached kernel %s cannot be used; it is built anew.", path)
-    log.info("Compiling the splat kernel with %s into %s.", compiler()[0], path)
+    log.info("Compiling the kernels with %s into %s.", compiler()[0], path)
     start = time.perf_counter()
     try:
         compile_library(path, "native")
     except RuntimeError:
         compile_library(path, "")  # some compilers do not know "native"
     seconds = time.perf_counter() - start
-    log.info("Compiled the splat kernel in %.1f s.", seconds)
+    log.info("Compiled the kernels in %.1f s.", seconds)
     return _open(path), f"compiled for this CPU in {seconds:.1f} s, {path}"
 
 
