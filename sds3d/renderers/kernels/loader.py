@@ -159,7 +159,11 @@ def compile_library(target: Path, march: str) -> None:
     os.close(handle)
     try:
         done = subprocess.run(
-            [*command, "-o", name, *map(str, SOURCES), "-lm"], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            [*command, "-o", name, *map(str, SOURCES), "-lm"],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
         )
         if done.returncode != 0:
             raise RuntimeError(f"{command[0]} cannot compile the kernels: {done.stderr.strip()[:200]}")
