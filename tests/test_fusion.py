@@ -1,0 +1,78 @@
+"""Signed distances fused from pictures with depth, against the scenes that were drawn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sds3d.cameras import orbit
+from sds3d.core import Cameras
+from sds3d.playroom.grammar import parse
+from sds3d.playroom.render import render
+from sds3d.playroom.scenes import build
+from sds3d.representations.fusion import TRUNCATION, fuse, grid_points
+
+RESOLUTION = 32
+STEP = 2 / (RESOLUTION - 1)
+
+
+def around(size: int = 48) -> Cameras:
+    """Three rings of eight and one from above."""
+    places = [(45 * k + e, e) for e in (-10, 15, 45) for k in range(8)] + [(0, 80)]
+    azimuth, elevation = zip(*places, strict=True)
+    return orbit(list(map(float, azimuth)), list(map(float, elevation)), size)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    cameras = around()
+    texts = ("a red cube", "a yellow cone next to a purple sphere", "a head with dark skin, red hair and green eyes")
+    scenes = {text: build(parse(text)) for text in texts}
+    return cameras, {
+        text: (scene, render(scene, cameras, torch.ones(len(cameras), 3), samples=2)) for text, scene in scenes.items()
+    }
+
+
+def test_what_is_fused_is_the_scene(drawn):
+    """Half a step away from the surface every sign is right, and the volume is the scene's."""
+    cameras, scenes = drawn
+    points = grid_points(RESOLUTION, 1.0, torch.zeros(0)).view(-1, 3)
+    for text, (scene, out) in scenes.items():
+        sdf = fuse(out.depth, out.alpha, cameras, RESOLUTION).flatten()
+        true = scene.distance(points)
+        away = true.abs() > STEP / 2
+        assert (sdf.sign() == true.sign())[away].all(), text
+        overlap = ((sdf < 0) & (true < 0)).sum() / ((sdf < 0) | (true < 0)).sum()
+        assert overlap > 0.94, text
+        assert sdf.abs().max() >= TRUNCATION * STEP - 1e-6 and sdf.min() >= -TRUNCATION * STEP - 1e-6
+
+
+def test_without_depth_only_the_visual_hull_is_left(drawn):
+    """A cube's silhouettes leave it a little larger than it is and never smaller."""
+    cameras, scenes = drawn
+    scene, out = scenes["a red cube"]
+    points = grid_points(RESOLUTION, 1.0, torch.zeros(0)).view(-1, 3)
+    hull = fuse(torch.zeros_like(out.depth) + 1e-3, out.alpha, cameras, RESOLUTION).flatten() < 0
+    inside = scene.distance(points) < -STEP / 2
+    assert hull[inside].all() and hull.sum() < 2 * inside.sum()
+
+
+def test_nothing_drawn_is_nothing_inside():
+    cameras = around(16)
+    empty = torch.zeros(len(cameras), 16, 16, 1)
+    assert (fuse(empty, empty, cameras, 16) > 0).float().mean() > 0.99  # but for corners that no view looks at
+
+
+def test_the_order_of_the_views_does_not_matter(drawn):
+    cameras, scenes = drawn
+    _, out = scenes["a red cube"]
+    order = torch.arange(len(cameras)).flip(0)
+    turned = Cameras(cameras.c2w[order], cameras.K[order], cameras.height, cameras.width)
+    one, other = fuse(out.depth, out.alpha, cameras, 16), fuse(out.depth[order], out.alpha[order], turned, 16)
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def test_pictures_of_other_cameras_are_refused():
+    picture = torch.zeros(2, 8, 8, 1)
+    with pytest.raises(ValueError, match=r"must be \[25, 16, 16, 1\]"):
+        fuse(picture, picture, around(16))
