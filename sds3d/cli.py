@@ -55,6 +55,8 @@ def cli() -> None:
 @click.option("--device", metavar="cpu|cuda", help="Where to compute.  [a GPU where there is one]")
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change one value of the recipe.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option("--until", metavar="STAGE", help="End with this stage of the recipe for now; --resume goes on.")
+@click.option("--from", "since", metavar="STAGE", help="Make a run's stages anew from this on; --set may change them.")
 @click.option("--draft", is_flag=True, help="Only the prior's own views of the prompt, in seconds: draft.png.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the resolved recipe, make nothing.")
 @click.option("--quiet", is_flag=True, help="No progress.")
@@ -70,6 +72,7 @@ def generate(context: click.Context, dry_run: bool, draft: bool, quiet: bool, as
     sds3d generate "a red cube" --set stages.shape.guidance.sds.mix.scale=7
     sds3d generate "a red cube" --guidance ./mine.py:ClassifierScore
     sds3d generate --resume --out house
+    sds3d generate --from colour --out house --set stages.colour.steps=300
 
     A run lives in a folder: preview.png shows it while it is made, run.json tells how it was made. Ctrl-C saves it,
     --resume goes on to the same result.
@@ -124,16 +127,17 @@ def _tell(made: Made, as_json: bool, quiet: bool) -> None:
     """The result on standard output, and for an interrupted run how to go on."""
     if as_json:
         assets = {name: str(path) for name, path in made.assets.items()}
-        status = "done" if made.done else "interrupted"
+        status = "done" if made.whole else "stopped" if made.done else "interrupted"
         where = {"stage": made.stage, "next_step": made.index}
         click.echo(json.dumps({"folder": str(made.path), "status": status, **where, "assets": assets}))
     else:
-        for path in made.assets.values():
+        for path in made.assets.values() or ([made.path] if made.done else []):
             click.echo(str(path))
+    if not made.whole and not quiet:
+        where = f"at the end of {made.stage}" if made.done else f"before step {made.index} of {made.stage}"
+        click.echo(f"Saved {where}. Go on with:", err=True)
+        click.echo(f"  sds3d generate --resume --out {shlex.quote(str(made.path))}", err=True)
     if not made.done:
-        if not quiet:
-            click.echo(f"Saved before step {made.index} of {made.stage}. Go on with:", err=True)
-            click.echo(f"  sds3d generate --resume --out {shlex.quote(str(made.path))}", err=True)
         raise SystemExit(INTERRUPTED)
 
 

@@ -66,6 +66,10 @@ class Start(Protocol):
 
     def __call__(self, previous: Representation | None, step: Step) -> Representation: ...
 
+    def blank(self, previous: Representation | None) -> Representation:
+        """One of the class that the start makes, to load a checkpoint into; previous: blank as well."""
+        ...
+
 
 @runtime_checkable
 class Optimise(Protocol):
@@ -329,9 +333,9 @@ def run(
     rep: Representation | None = None
     outcome = None
     for name, stage in recipe.stages.items():
-        rep = stage.start(rep, firsts[name]).to(device)
+        rep = (stage.start(rep, firsts[name]) if saved is None else stage.start.blank(rep)).to(device)
         if saved is not None and name != saved.stage:
-            continue  # Its result lies in the checkpoint; `start` alone gives the next stage the right class.
+            continue  # Its result lies in the checkpoint.
         terms, begin = made[name], 0
         for term in terms:
             term.learners = term.guidance.init(term.prior, firsts[name].child(term.name))

@@ -47,11 +47,16 @@ class Request:
     overrides: Sequence[str] = ()
     resume: bool = False
     force: bool = False
+    until: str | None = None
+    since: str | None = None
 
 
 @dataclass(frozen=True)
 class Job:
-    """A request that can be carried out, as far as can be known without opening a prior."""
+    """A request that can be carried out, as far as can be known without opening a prior.
+
+    until: the stage that the run ends with for now. since: the stage from which on it is made anew.
+    """
 
     prompts: Prompts
     recipe: Recipe
@@ -61,6 +66,15 @@ class Job:
     resume: bool = False
     files: Mapping[str, type] = field(default_factory=dict)  # guidances from files, by what the user typed
     planned: float = field(default_factory=time.monotonic)
+    until: str | None = None
+    since: str | None = None
+
+    @property
+    def asked(self) -> Recipe:
+        """The stages up to `until`, or all."""
+        names = list(self.recipe.stages)
+        last = len(names) if self.until is None else names.index(self.until) + 1
+        return replace(self.recipe, stages={name: self.recipe.stages[name] for name in names[:last]})
 
     def data(self) -> dict[str, Any]:
         """The resolved recipe as plain data."""
@@ -73,7 +87,7 @@ def plan(request: Request) -> Job:
     files = {}
     if request.guidance is not None and ":" in request.guidance:
         files = dict([plugins.load_file(request.guidance)])
-    if request.resume:
+    if request.resume or request.since is not None:
         return _plan_resume(request, device, files)
     if request.prompt is None:
         raise ValueError('A prompt is missing; for example: sds3d generate "a red cube".')
@@ -85,7 +99,8 @@ def plan(request: Request) -> Job:
     if prompts.negative is not None:
         recipe = _with_negative(recipe)
     _check_exports(recipe)
-    return Job(prompts, recipe, seed, path, device, files=files)
+    _check_stage(recipe, request.until, "--until")
+    return Job(prompts, recipe, seed, path, device, files=files, until=request.until)
 
 
 def _data(request: Request) -> dict[str, Any]:
@@ -109,10 +124,11 @@ def _data(request: Request) -> dict[str, Any]:
 
 
 def _plan_resume(request: Request, device: torch.device, files: Mapping[str, type]) -> Job:
-    """The job of a run that has begun: its own prompt, seed and recipe."""
+    """The job of a run that has begun: its own prompt, seed and recipe, whose later stages `since` may change."""
     changed = [name for name in ("recipe", "prior", "negative", "steps") if getattr(request, name) is not None]
-    if request.overrides or changed or request.force:
-        option = "set" if request.overrides else (changed or ["force"])[0]
+    set_early = bool(request.overrides) and request.since is None
+    if set_early or changed or request.force:
+        option = "set" if set_early else (changed or ["force"])[0]
         raise ValueError(f"--resume goes on with the run as it was begun; leave out --{option}.")
     if request.out is None and request.prompt is None:
         raise ValueError("--resume needs the prompt or the folder of the run: --out DIR.")
@@ -125,7 +141,32 @@ def _plan_resume(request: Request, device: torch.device, files: Mapping[str, typ
         raise ValueError(f"{path} holds a run with seed {manifest['seed']}, not {request.seed}.")
     if request.device is None:
         device = machine.choose_device(manifest.get("machine", {}).get("device"))
-    return Job(prompts, recipes.build(manifest["recipe"], files), manifest["seed"], path, device, True, files)
+    recipe = recipes.build(manifest["recipe"], files)
+    if request.since is not None:
+        recipe = _from_stage(recipe, request.since, request.overrides, files)
+    _check_stage(recipe, request.until, "--until")
+    told = {"until": request.until, "since": request.since}
+    return Job(prompts, recipe, manifest["seed"], path, device, resume=True, files=files, **told)
+
+
+def _check_stage(recipe: Recipe, name: str | None, option: str) -> None:
+    if name is not None and name not in recipe.stages:
+        raise ValueError(f"{option}: {plugins.unknown('stage of this recipe', name, recipe.stages)}")
+
+
+def _from_stage(recipe: Recipe, since: str, overrides: Sequence[str], files: Mapping[str, type]) -> Recipe:
+    """The recipe with overrides that touch nothing before a stage. Raises ValueError where they do."""
+    _check_stage(recipe, since, "--from")
+    data = schema.to_data(recipe, files)
+    for assignment in overrides:
+        recipes.override(data, assignment)
+    changed = recipes.build(data, files)
+    for name in recipe.stages:
+        if name == since:
+            return changed
+        if changed.stages[name] != recipe.stages[name]:
+            raise ValueError(f'--from {since} keeps what the stage "{name}" made; leave out the --set that changes it.')
+    return changed
 
 
 def _with_negative(recipe: Recipe) -> Recipe:
@@ -179,10 +220,11 @@ def begin(job: Job, force: bool = False) -> RunFolder:
 
 @dataclass(frozen=True)
 class Made:
-    """What a job ended with. done: false where it was interrupted. assets: format -> file."""
+    """What a job ended with. done: all that was asked was made. whole: so was the recipe. assets: format -> file."""
 
     path: Path
     done: bool
+    whole: bool
     stage: str
     index: int
     assets: Mapping[str, Path]
@@ -198,7 +240,7 @@ def make(
     say: Callable[[str], None] = lambda sentence: None,
     checkpoint_s: float = 10.0,
 ) -> Made:
-    """Run the job in its folder to its assets, or until `stop`.
+    """Run the job in its folder to its assets, to the end of the stage `job.until`, or until `stop`.
 
     say: hears what the user should know at once. checkpoint_s: seconds between checkpoints; 0 saves at every step.
     """
@@ -206,11 +248,12 @@ def make(
     saved = _introduce(job, priors, folder, say)
     recorder = Recorder(folder, job.recipe, checkpoint_s)
     try:
-        outcome = run(job.recipe, job.prompts, priors, job.seed, job.device, (recorder, *watchers), stop, saved)
+        outcome = run(job.asked, job.prompts, priors, job.seed, job.device, (recorder, *watchers), stop, saved)
         ran = time.monotonic()
         if not outcome.done:
             recorder.save()
-        assets = export_all(job, priors, outcome, folder) if outcome.done else {}
+        whole = outcome.done and job.asked == job.recipe
+        assets = export_all(job, priors, outcome, folder) if whole else {}
     except Exception as error:
         # A full disk fails here again; the first error is the one to tell.
         with contextlib.suppress(OSError):
@@ -219,12 +262,12 @@ def make(
     timings = {"open": start - job.planned, "run": ran - start, **recorder.timings(), "export": time.monotonic() - ran}
     before = folder.manifest.get("timings_s", {})
     folder.note(
-        status="done" if outcome.done else "interrupted",
+        status="done" if whole else "interrupted",
         timings_s={name: round(before.get(name, 0) + seconds, 3) for name, seconds in timings.items()},
         peak_memory_mb=machine.peak_memory_mb(),
         assets={name: path.name for name, path in assets.items()},
     )
-    return Made(folder.path, outcome.done, outcome.stage, outcome.index, assets, outcome.rep)
+    return Made(folder.path, outcome.done, whole, outcome.stage, outcome.index, assets, outcome.rep)
 
 
 def _introduce(job: Job, priors: Mapping[str, Prior], folder: RunFolder, say: Callable[[str], None]) -> Any:
@@ -246,11 +289,16 @@ def _introduce(job: Job, priors: Mapping[str, Prior], folder: RunFolder, say: Ca
     then = folder.manifest
     adopt_threads(then)
     different = differences(job, priors, then)
-    saved = folder.load()
+    if job.since is None:
+        saved = folder.load()
+    else:
+        names = list(job.recipe.stages)
+        saved = folder.load_end(names[: names.index(job.since)])
+        folder.note(recipe=job.data())
     where = (
         f'step {saved.index} of stage "{saved.stage}"'
         if saved
-        else "the beginning, as it was stopped before its first checkpoint"
+        else "the beginning, since no checkpoint lies before"
     )
     say(f"Going on from {where}.")
     if different:

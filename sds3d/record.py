@@ -1,8 +1,8 @@
 """The run folder: one run at a time, files that are whole or absent, checkpoints that survive a kill at any moment.
 
     run.json        the manifest        metrics.jsonl   one object per logged step
-    preview.png     the latest views    checkpoint/     latest and previous, each .safetensors and .json
-    asset.ply ...   what the recipe exports
+    preview.png     the latest views    checkpoint/     latest, previous and the end of each stage but the last,
+    asset.ply ...   what the recipe exports             each .safetensors and .json
 
 Every file is whole or absent but metrics.jsonl, which grows line by line and is cut back to the checkpoint on resume.
 """
@@ -16,7 +16,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from .engine import Saved
 from .files import sync_folder, write, write_new
 
 CHECKPOINTS = ("latest", "previous")
+END = "end-"  # and a stage's name: the checkpoint at its end
 SCHEMA = 1  # of the checkpoint; a newer one is refused
 KEPT = ("draft.png",)  # what may lie in a folder before its run begins
 PARTIAL = re.compile(r"\..*\.partial.*")  # what a killed process leaves
@@ -90,7 +91,7 @@ class RunFolder:
             if OURS.fullmatch(file.name):
                 file.unlink()
         for file in self.path.glob("checkpoint/*"):
-            if file.name.removeprefix(".").startswith(tuple(f"{name}." for name in CHECKPOINTS)):
+            if file.name.removeprefix(".").startswith((*(f"{name}." for name in CHECKPOINTS), END)):
                 file.unlink()
         with contextlib.suppress(OSError):
             (self.path / "checkpoint").rmdir()
@@ -101,8 +102,10 @@ class RunFolder:
         self.manifest |= entries
         write(self.path / "run.json", (json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n").encode())
 
-    def save(self, stage: str, index: int, tensors: Mapping[str, Tensor]) -> None:
+    def save(self, stage: str, index: int, tensors: Mapping[str, Tensor], end: bool = False) -> None:
         """Write a checkpoint; the one before it is kept. Raises ArithmeticError for a number that is not finite.
+
+        end: it is the end of its stage, of which a copy is kept for good.
 
         Both new files are on the disk before an old one moves. Between any two renames there is a pair of .json and
         .safetensors whose hashes agree, and `load` looks for that.
@@ -133,6 +136,9 @@ class RunFolder:
         for suffix in new:
             os.replace(folder / f".latest.partial.{suffix}", folder / f"latest.{suffix}")
         sync_folder(folder)
+        if end:
+            for suffix, content in new.items():
+                write(folder / f"{END}{stage}.{suffix}", content)
 
     def load(self) -> Saved | None:
         """The newest whole checkpoint, with the metrics cut back to it; None where none was written.
@@ -140,14 +146,24 @@ class RunFolder:
         Raises ValueError where checkpoints lie there and none is whole.
         """
         folder = self.path / "checkpoint"
-        metrics = self.path / "metrics.jsonl"
-        for told, data in _whole(folder):
-            _cut(metrics, told["metrics_bytes"])
-            return _saved(told, data)
+        for told, data in _whole(folder, CHECKPOINTS):
+            return self._return_to(told, data)
         if any((folder / f"{name}.safetensors").exists() for name in CHECKPOINTS):
             raise ValueError(f"No checkpoint in {folder} is whole; begin again with --force.")
-        _cut(metrics, 0)
+        _cut(self.path / "metrics.jsonl", 0)
         return None
+
+    def load_end(self, stages: Sequence[str]) -> Saved | None:
+        """The end of the last of `stages` that was kept, with the metrics cut back to it; None where there is none."""
+        for name in reversed(stages):
+            for told, data in _whole(self.path / "checkpoint", (f"{END}{name}",)):
+                return self._return_to(told, data)
+        _cut(self.path / "metrics.jsonl", 0)
+        return None
+
+    def _return_to(self, told: Mapping[str, Any], data: bytes) -> Saved:
+        _cut(self.path / "metrics.jsonl", told["metrics_bytes"])
+        return _saved(told, data)
 
     def log(self, entry: Mapping[str, object]) -> None:
         """Add a line to the metrics."""
@@ -185,15 +201,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def checkpoints(path: Path) -> list[Saved]:
-    """Where the run in a folder can be taken up: its whole checkpoints, the newest first. Changes nothing."""
-    return [_saved(told, data) for told, data in _whole(path / "checkpoint")]
+    """Where the run in a folder can be taken up: its whole checkpoints, the newest first, then the ends of stages."""
+    ends = sorted(file.stem for file in (path / "checkpoint").glob(f"{END}*.json"))
+    found = [*_whole(path / "checkpoint", CHECKPOINTS)]
+    found += [pair for name in ends for pair in _whole(path / "checkpoint", (name,))]
+    return [_saved(told, data) for told, data in found]
 
 
-def _whole(folder: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """What each checkpoint says of itself and its tensors' bytes, where the hashes agree; the newest first."""
-    for told_by in CHECKPOINTS:
+def _whole(folder: Path, names: Sequence[str]) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """What each named checkpoint says of itself and its tensors' bytes, where the hashes agree, in order."""
+    for told_by in names:
         told = _read_told(folder / f"{told_by}.json")
-        for name in CHECKPOINTS:
+        for name in names:
             file = folder / f"{name}.safetensors"
             if told is None or not file.exists():
                 continue

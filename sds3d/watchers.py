@@ -84,7 +84,8 @@ class Recorder:
             return
         step, rep, terms = self.latest
         start = time.monotonic()
-        self.folder.save(step.stage, step.index + 1, tensors(rep, terms))
+        border = step.index + 1 == self.recipe.stages[step.stage].steps and step.stage != list(self.recipe.stages)[-1]
+        self.folder.save(step.stage, step.index + 1, tensors(rep, terms), end=border)
         self.saved = time.monotonic()
         self.every_s = max(self.every_s, (self.saved - start) / SAVING_SHARE) if self.every_s > 0 else 0.0
 

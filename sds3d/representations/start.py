@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -58,6 +58,10 @@ class Blob:
             colour_logits=COLOUR_NOISE * draws[:, 9:12],
         )
 
+    def blank(self, previous: Representation | None) -> Representation:
+        """One Gaussian."""
+        return replace(self, count=1)(None, Step(0))
+
 
 @dataclass(frozen=True)
 class Continue:
@@ -67,3 +71,6 @@ class Continue:
         if previous is None:
             raise ValueError("The first stage has nothing to continue: give it another start, for example a blob.")
         return previous
+
+    def blank(self, previous: Representation | None) -> Representation:
+        return self(previous, Step(0))
