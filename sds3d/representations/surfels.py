@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from ..core import Step
 from .gaussians import Gaussians
 
-SPREAD, THICK = 0.5, 0.1  # in spacings; discs that overlap so far leave no holes
+SPREAD, THICK = 0.65, 0.1  # in spacings; discs that overlap so far leave no holes
 OPACITY = 0.95
 INSIDE = 1e-3  # how near to 0 and 1 a colour comes, whose logit is kept
 
