@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .cameras import orbit
-from .core import Guidance, Query, RenderOutput, Step, Views
+from .core import Guidance, Image, Query, RenderOutput, Step, Views
 from .priors.analytic import AnalyticPrior
 from .trial import Counting
 
@@ -58,18 +58,20 @@ def exact_prior() -> AnalyticPrior:
     return AnalyticPrior(means, 0.5, ("it", "other"), group=VIEWS)
 
 
+def views(image: Image, source: Image | None = None) -> Views:
+    """Views [B, H, W, 3] from evenly spaced cameras, as if an opaque object filled them."""
+    rows, height = image.shape[:2]
+    cameras = orbit([360 * i / rows for i in range(rows)], 15.0, height)
+    ones = torch.ones_like(image[..., :1])
+    return Views(image, RenderOutput(image, ones, 3 * ones, torch.zeros_like(image)), cameras, source)
+
+
 def spend(guidance: Guidance, steps: int) -> Iterator[Spent]:
     """What each of a stage's steps asks, one after the other: first steps may ask more than later ones."""
     prior = Timed(exact_prior())
     told = {name: prior.condition(prior.text([prompt] * VIEWS), None) for name, prompt in ASKED.items()}
     image = torch.full((VIEWS, SIZE, SIZE, 3), 0.25)
-    ones = torch.ones_like(image[..., :1])
-    seen = Views(
-        image,
-        RenderOutput(image, ones, 3 * ones, torch.zeros_like(image)),
-        orbit([360 * i / VIEWS for i in range(VIEWS)], 15.0, SIZE),
-        1 - image,  # another picture than the views, since equal questions are merged
-    )
+    seen = views(image, 1 - image)  # another source than the views, since equal questions are merged
     first = Step(0, "cost")
     learners = guidance.init(prior, first)
     for index in range(steps):

@@ -18,8 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from .cameras import orbit
 from .core import Condition, Guidance, Guided, Learner, Prior, RenderOutput, Step, Views
+from .cost import views
 from .priors.analytic import AnalyticPrior
 
 SIZE = 8  # pixels a side
@@ -34,14 +34,6 @@ def analytic_prior(group: int = 1, std: float = 0.2, dtype: torch.dtype = torch.
     colours = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]], dtype=dtype)[:, :, None, None]
     pictures = torch.where(inside, colours, torch.ones_like(colours))
     return AnalyticPrior(2 * pictures - 1, std, ("red", "blue"), group)
-
-
-def views(image: Tensor, source: Tensor | None = None) -> Views:
-    """Views [B, H, W, 3] from evenly spaced cameras, as if an opaque object filled them."""
-    rows, height = image.shape[:2]
-    cameras = orbit([360 * i / rows for i in range(rows)], 15.0, height)
-    ones = torch.ones_like(image[..., :1])
-    return Views(image, RenderOutput(image, ones, 3 * ones, torch.zeros_like(image)), cameras, source)
 
 
 def conditions(prior: Prior, rows: int, names: Mapping[str, str] = ASKED) -> dict[str, Condition]:
