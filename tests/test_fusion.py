@@ -8,9 +8,9 @@ import torch
 from sds3d.cameras import orbit
 from sds3d.core import Cameras
 from sds3d.playroom.grammar import parse
-from sds3d.playroom.render import render
+from sds3d.playroom.render import render, shade, surface_normals
 from sds3d.playroom.scenes import build
-from sds3d.representations.fusion import TRUNCATION, fuse, grid_points
+from sds3d.representations.fusion import TRUNCATION, fuse, grid_points, paint
 
 RESOLUTION = 32
 STEP = 2 / (RESOLUTION - 1)
@@ -76,3 +76,27 @@ def test_pictures_of_other_cameras_are_refused():
     picture = torch.zeros(2, 8, 8, 1)
     with pytest.raises(ValueError, match=r"must be \[25, 16, 16, 1\]"):
         fuse(picture, picture, around(16))
+
+
+def test_painted_points_have_the_scenes_colours(drawn):
+    """Seen from all around, points on the surface get the shaded colour there; on the far side of edges too."""
+    cameras, scenes = drawn
+    for text, (scene, _) in scenes.items():
+        out = render(scene, cameras, torch.zeros(len(cameras), 3), samples=2)
+        points = grid_points(RESOLUTION, 1.0, torch.zeros(0)).view(-1, 3)
+        points = points[scene.distance(points).abs() < STEP / 2]
+        normals = surface_normals(scene, points)
+        points = points - scene.distance(points)[:, None] * normals
+        above = points[:, 2] > -0.2  # the views look down, and undersides are in nobody's sight
+        points, normals = points[above], normals[above]
+        painted = paint(points, normals, out.rgb, out.depth, out.alpha, cameras)
+        error = (painted - shade(scene.albedo(points), normals)).abs().mean(dim=1)
+        assert error.median() < 0.02 and error.mean() < 0.05, text
+
+
+def test_a_point_that_nobody_sees_is_painted_like_what_hides_it(drawn):
+    cameras, scenes = drawn
+    scene, _ = scenes["a red cube"]
+    out = render(scene, cameras, torch.zeros(len(cameras), 3), samples=2)
+    painted = paint(torch.zeros(1, 3), torch.tensor([[0.0, 0, 1]]), out.rgb, out.depth, out.alpha, cameras)
+    assert painted[0, 0] > 0.5 and painted[0, 1:].max() < 0.3

@@ -1,4 +1,4 @@
-"""Signed distances from pictures with depth, so that whatever can be drawn can become a closed surface.
+"""Signed distances and colours from pictures with depth, so that whatever can be drawn can become a closed surface.
 
 | symbol | variable | equation                                                                           |
 |--------|----------|------------------------------------------------------------------------------------|
@@ -17,13 +17,14 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import grid_sample
+from torch.nn.functional import grid_sample, normalize
 
 from ..cameras import world_to_camera
 from ..core import Cameras
 
 TRUNCATION = 3.0  # w in steps of the grid
 FULL = 0.5  # alpha from which on a pixel's depth is a surface's
+UNSEEN = 1e-4  # the worth of a view that does not see a point
 
 
 def grid_points(resolution: int, radius: float, like: Tensor) -> Float[Tensor, "R R R 3"]:
@@ -53,16 +54,12 @@ def fuse(
     total, words = torch.zeros_like(points[:, 0]), torch.zeros_like(points[:, 0])
     hull = torch.full_like(total, -width)
     cameras = cameras.to(depth)
-    for view, w2c in enumerate(world_to_camera(cameras)):
-        local = points @ w2c[:3, :3].T + w2c[:3, 3]
-        z = local[:, 2].clamp_min(1e-6)
-        focal = cameras.K[view, [0, 1], [0, 1]]
-        pixel = local[:, :2] / z[:, None] * focal + cameras.K[view, :2, 2]
-        where = 2 * pixel / pixel.new_tensor([cameras.width, cameras.height]) - 1
-        seen = ((where.abs() <= 1).all(dim=1) & (local[:, 2] > 0)).to(z)
-        picked = [sample(picture[view], where) for picture in (alpha, depth * (alpha > FULL), (alpha > FULL).to(depth))]
-        a, d, share = picked
-        hull = torch.maximum(hull, torch.where(seen > 0, z / focal.mean() * (1 - 2 * a), hull))
+    for view in range(len(cameras)):
+        where, z, pixel = project(points, cameras, view)
+        seen = ((where.abs() <= 1).all(dim=1) & (z > 0)).to(z)
+        full = (alpha[view] > FULL).to(depth)
+        a, d, share = (sample(picture, where)[:, 0] for picture in (alpha[view], depth[view] * full, full))
+        hull = torch.maximum(hull, torch.where(seen > 0, pixel * (1 - 2 * a), hull))
         along = d / share.clamp_min(FULL) - z
         told = seen * (share > FULL) * (along > -width)
         total += told * along.clamp(max=width)
@@ -71,6 +68,47 @@ def fuse(
     return torch.maximum(mean, hull).view(resolution, resolution, resolution)
 
 
-def sample(picture: Float[Tensor, "H W 1"], where: Float[Tensor, "n 2"]) -> Float[Tensor, "n"]:
-    """A picture at places in [-1, 1]^2, bilinear between the centres of pixels."""
-    return grid_sample(picture.permute(2, 0, 1)[None], where[None, None], align_corners=False)[0, 0, 0]
+@torch.no_grad()
+def paint(
+    points: Float[Tensor, "n 3"],
+    normals: Float[Tensor, "n 3"],
+    premultiplied: Float[Tensor, "B H W 3"],
+    depth: Float[Tensor, "B H W 1"],
+    alpha: Float[Tensor, "B H W 1"],
+    cameras: Cameras,
+) -> Float[Tensor, "n 3"]:
+    """Colours in [0, 1] of points on the surface: the mean over the views that see them, the more the straighter.
+
+    premultiplied: pictures over black. A view sees a point that is at most two pixels behind what it shows; a point
+    that no view sees gets the colour of what hides it.
+    """
+    cameras = cameras.to(points)
+    colour, weight = torch.zeros_like(points), torch.zeros_like(points[:, :1])
+    for view in range(len(cameras)):
+        where, z, pixel = project(points, cameras, view)
+        towards = normalize(cameras.position[view] - points, dim=-1)
+        facing = (normals * towards).sum(dim=-1).clamp_min(0).square()
+        full = (alpha[view] > FULL).to(depth)
+        d, share = (sample(picture, where)[:, 0] for picture in (depth[view] * full, full))
+        visible = (share > FULL) & (z < d / share.clamp_min(FULL) + 2 * pixel)
+        worth = ((facing + UNSEEN) * (visible + UNSEEN))[:, None]
+        colour += worth * sample(premultiplied[view], where)
+        weight += worth * sample(alpha[view], where)
+    return (colour / weight.clamp_min(1e-12)).clamp(0, 1)
+
+
+def project(
+    points: Float[Tensor, "n 3"], cameras: Cameras, view: int
+) -> tuple[Float[Tensor, "n 2"], Float[Tensor, "n"], Float[Tensor, "n"]]:
+    """Where a view sees points: the place in [-1, 1]^2 of its picture, the depth, and a pixel's size at that depth."""
+    w2c = world_to_camera(cameras[view : view + 1])[0]
+    local = points @ w2c[:3, :3].T + w2c[:3, 3]
+    z = local[:, 2]
+    focal = cameras.K[view, [0, 1], [0, 1]]
+    pixel = local[:, :2] / z.clamp_min(1e-6)[:, None] * focal + cameras.K[view, :2, 2]
+    return 2 * pixel / pixel.new_tensor([cameras.width, cameras.height]) - 1, z, z / focal.mean()
+
+
+def sample(picture: Float[Tensor, "H W c"], where: Float[Tensor, "n 2"]) -> Float[Tensor, "n c"]:
+    """A picture at places in [-1, 1]^2, bilinear between the centres of pixels, 0 outside."""
+    return grid_sample(picture.permute(2, 0, 1)[None], where[None, None], align_corners=False)[0, :, 0].T
