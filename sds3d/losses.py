@@ -1,12 +1,14 @@
 """Regularisers: (representation, render, step) -> a scalar to be made small, by name.
 
-| name       | equation                                              | makes                           |
-|------------|-------------------------------------------------------|---------------------------------|
-| opacity    | mean of -a log a - (1 - a) log (1 - a), a = alpha     | pixels full or empty, no haze   |
-| sparsity   | mean of sqrt(alpha^2 + 0.01)                          | less of everything              |
-| scale      | mean of the elements' three scales                    | small elements                  |
-| anisotropy | mean of max(0, longest / shortest scale - 10)         | no needles (PhysGaussian, 2023) |
-| depth_tv   | mean |difference of neighbouring depths| x both alphas | smooth surfaces                 |
+| name               | equation                                                  | makes                           |
+|--------------------|-----------------------------------------------------------|---------------------------------|
+| opacity            | mean of -a log a - (1 - a) log (1 - a), a = alpha         | pixels full or empty, no haze   |
+| sparsity           | mean of sqrt(alpha^2 + 0.01)                              | less of everything              |
+| scale              | mean of the elements' three scales                        | small elements                  |
+| anisotropy         | mean of max(0, longest / shortest scale - 10)             | no needles (PhysGaussian, 2023) |
+| depth_tv           | mean |difference of neighbouring depths| x both alphas     | smooth surfaces                 |
+| laplacian          | mean |mean of a vertex's neighbours - vertex|^2           | meshes with even triangles      |
+| normal_consistency | mean of 1 - cos of the angle between adjacent triangles   | meshes without creases          |
 
 A weight is a number or a schedule over progress. The gradient of a score is summed over pixels and these are means, so
 useful weights are far from 1.
@@ -57,6 +59,24 @@ def depth_tv(rep: Representation, out: RenderOutput, step: Step) -> Tensor:
     return across.mean() + down.mean()
 
 
+def laplacian(rep: Representation, out: RenderOutput, step: Step) -> Tensor:
+    """Mean squared length of the uniform Laplacian of a mesh, in world units squared."""
+    return _of_mesh(rep, "laplacian", "laplacian").square().sum(dim=-1).mean()
+
+
+def normal_consistency(rep: Representation, out: RenderOutput, step: Step) -> Tensor:
+    """Mean of 1 - cosine over the pairs of triangles that share an edge; 0 where there is no pair."""
+    bends = _of_mesh(rep, "bends", "normal_consistency")
+    return bends.sum() / max(len(bends), 1)
+
+
+def _of_mesh(rep: Representation, method: str, name: str) -> Tensor:
+    found: Callable[[], Tensor] | None = getattr(rep, method, None)
+    if found is None:
+        raise ValueError(f'The regulariser "{name}" needs a mesh, and a {type(rep).__name__} is none.')
+    return found()
+
+
 def _scales(rep: Representation, name: str) -> Tensor:
     scales = getattr(rep, "scales", None)
     if not isinstance(scales, Tensor):
@@ -70,6 +90,8 @@ LOSSES: dict[str, Callable[[Representation, RenderOutput, Step], Tensor]] = {
     "scale": scale,
     "anisotropy": anisotropy,
     "depth_tv": depth_tv,
+    "laplacian": laplacian,
+    "normal_consistency": normal_consistency,
 }
 
 

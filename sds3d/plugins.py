@@ -57,9 +57,14 @@ KINDS: dict[str, dict[str, str]] = {
     "start": {
         "blob": "sds3d.representations.start:Blob",
         "continue": "sds3d.representations.start:Continue",
+        "sphere": "sds3d.representations.mesh:Sphere",
     },
-    "optimise": {"gaussians": "sds3d.representations.gaussians:GaussianOptimise"},
-    "renderer": {"splats": "sds3d.renderers.splats:Splats"},
+    "optimise": {
+        "gaussians": "sds3d.representations.gaussians:GaussianOptimise",
+        "mesh": "sds3d.representations.mesh:MeshOptimise",
+    },
+    "renderer": {"splats": "sds3d.renderers.splats:Splats", "raster": "sds3d.renderers.raster:Raster"},
+    "light": {"lambert": "sds3d.renderers.shading:Lambert"},
     "cameras": {"orbit": "sds3d.cameras:Orbit"},
     "background": {
         "named": "sds3d.renderers.background:Named",
@@ -73,6 +78,7 @@ FAMILIES: dict[str, str] = {
     "sds3d.core:Guidance": "guidance",
     "sds3d.core:Mix": "mix",
     "sds3d.core:Renderer": "renderer",
+    "sds3d.renderers.shading:Light": "light",
     "sds3d.engine:Start": "start",
     "sds3d.engine:Optimise": "optimise",
     "sds3d.engine:CameraSampler": "cameras",

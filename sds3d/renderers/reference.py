@@ -6,6 +6,8 @@ autograd. Time is pixels times elements.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -13,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core import Background, Cameras, RenderOutput, Screen
 from ..representations.gaussians import Gaussians
+from ..representations.mesh import Mesh
 
 ROWS = 4  # of the picture that are in memory at once
 
@@ -124,3 +127,98 @@ def splats(rep: Gaussians, cameras: Cameras, background: Background, normals: bo
     with torch.no_grad():
         ndc += means2d  # The leaf that took the gradient now says where the Gaussians fell, as Screen promises.
     return RenderOutput(rgb, alpha, depth, normal, screen=Screen(ndc, radii))
+
+
+def _crossing(p: Tensor, q: Tensor, walked: float, axis: int) -> tuple[Tensor, Tensor] | None:
+    """Where the projected edge from p to q (x, y, z) meets the line (coordinate `axis`) = walked: place and depth."""
+    if not min(p[axis], q[axis]) <= walked < max(p[axis], q[axis]):
+        return None
+    share = (walked - p[axis]) / (q[axis] - p[axis])
+    return p[1 - axis] + share * (q[1 - axis] - p[1 - axis]), 1 / ((1 - share) / p[2] + share / q[2])
+
+
+Pixel = tuple[int, int]  # row, column
+
+
+def _blends(screen: Tensor, faces: list[list[int]], depth: Tensor) -> list[tuple[Pixel, Pixel, Tensor]]:
+    """For a view (target pixel, source pixel, weight) of every visible crossing of a silhouette edge."""
+    H, W = depth.shape
+    beside: dict[tuple[int, int], list[int]] = {}
+    for a, b, c in faces:
+        for i, j, k in ((a, b, c), (b, c, a), (c, a, b)):
+            beside.setdefault((min(i, j), max(i, j)), []).append(k)
+    found = []
+    for (i, j), far in beside.items():
+        p, q = screen[i], screen[j]
+        normal = torch.stack([p[1] - q[1], q[0] - p[0]]).detach()
+        sides = [float(normal @ (screen[k, :2] - p[:2]).detach()) for k in far]
+        if min(sides) <= 0 <= max(sides):
+            continue
+        axis = 1 if normal[0].abs() >= normal[1].abs() else 0
+        towards = 1 if float(normal[1 - axis]) * sides[0] > 0 else -1
+        for line in range((W, H)[axis]):
+            met = _crossing(p, q, line + 0.5, axis)
+            if met is None:
+                continue
+            lower = math.floor(float(met[0].detach()) - 0.5)
+            inner, outer = (lower + 1, lower) if towards > 0 else (lower, lower + 1)
+            if min(inner, outer) < 0 or max(inner, outer) >= (W, H)[1 - axis]:
+                continue
+            (inside, beyond) = ((line, inner), (line, outer)) if axis == 1 else ((inner, line), (outer, line))
+            if met[1] >= depth[beyond]:
+                continue
+            covered = (inner + 0.5 - met[0]).abs() - 0.5  # how far the surface reaches past the pixels' border
+            found.append((beyond, inside, covered) if covered > 0 else (inside, beyond, -covered))
+    return found
+
+
+def raster(rep: Mesh, cameras: Cameras, background: Background) -> RenderOutput:
+    """What `Raster` without a light must return for a float64 `Mesh` in front of every camera.
+
+    Rays meet every triangle (Moeller and Trumbore 1997), and silhouettes are walked in the projected picture.
+    """
+    cameras = cameras.to(rep.base)
+    vertices, faces = rep.vertices, rep.faces
+    a, b, c = (vertices[faces[:, k]] for k in range(3))
+    area = torch.linalg.cross(b - a, c - a)
+    incident = (faces[:, :, None] == torch.arange(len(vertices))).any(dim=1).to(area)  # [F, V]
+    normals = incident.T @ area
+    values = torch.cat([torch.ones_like(normals[:, :1]), rep.rgb, normals / normals.norm(dim=1, keepdim=True)], dim=1)
+    images = []
+    for c2w, K in zip(cameras.c2w, cameras.K, strict=True):
+        y, x = torch.meshgrid(torch.arange(cameras.height) + 0.5, torch.arange(cameras.width) + 0.5, indexing="ij")
+        ray = torch.stack([x, y, torch.ones_like(x)], dim=-1).to(K) @ torch.linalg.inv(K).T @ c2w[:3, :3].T
+        ray = ray[:, :, None]  # [H, W, 1, 3]
+        h = torch.linalg.cross(ray.expand(-1, -1, len(faces), -1), (c - a).expand(*ray.shape[:2], -1, -1))
+        det = ((b - a) * h).sum(-1)
+        s = c2w[:3, 3] - a
+        u, r = (s * h).sum(-1) / det, torch.linalg.cross(s, b - a)
+        v, t = (ray * r).sum(-1) / det, ((c - a) * r).sum(-1) / det
+        t = torch.where((u >= 0) & (v >= 0) & (u + v <= 1) & (t > 0), t, torch.inf)
+        depth, face = t.min(dim=-1)
+        hit = depth.isfinite()
+        at = [w.gather(2, face[..., None]) for w in (1 - u - v, u, v)]
+        shown = torch.stack([w * values[faces[face, k]] for k, w in enumerate(at)]).sum(dim=0)
+        facing = det.gather(2, face[..., None]).sign().detach()
+        unit = shown[..., 4:] / shown[..., 4:].norm(dim=-1, keepdim=True) * facing
+        shown = torch.cat([shown[..., :4], unit, torch.where(hit, depth, 0.0)[..., None]], dim=-1) * hit[..., None]
+        local = (vertices - c2w[:3, 3]) @ c2w[:3, :3]
+        screen = local @ K.T
+        screen = torch.cat([screen[:, :2] / screen[:, 2:], local[:, 2:]], dim=1)
+        blends = _blends(screen, faces.tolist(), depth.detach())
+        asked: dict[tuple[int, int], Tensor] = {}
+        for target, _, weight in blends:
+            asked[target] = asked.get(target, torch.zeros_like(weight)) + weight
+        change = torch.zeros_like(shown)
+        for target, source, weight in blends:
+            part = weight / asked[target].clamp(min=1) * (shown[source] - shown[target])
+            change = change.index_put(tuple(torch.tensor(i) for i in target), part, accumulate=True)
+        images.append(shown + change)
+    alpha, rgb, normal, depth = torch.stack(images).split([1, 3, 3, 1], dim=-1)
+    inside = alpha > 1 / 255
+    return RenderOutput(
+        rgb + (1 - alpha) * background.rgb.to(rgb)[:, None, None],
+        alpha,
+        torch.where(inside, depth / torch.where(inside, alpha, 1.0), 0.0),
+        torch.where(inside, normal / torch.where(inside, normal, 1.0).norm(dim=-1, keepdim=True), 0.0),
+    )
