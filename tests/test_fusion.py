@@ -10,7 +10,7 @@ from sds3d.core import Cameras
 from sds3d.playroom.grammar import parse
 from sds3d.playroom.render import render, shade, surface_normals
 from sds3d.playroom.scenes import build
-from sds3d.representations.fusion import TRUNCATION, fuse, grid_points, paint
+from sds3d.representations.fusion import TRUNCATION, fuse, grid_points, paint, without_specks
 
 RESOLUTION = 32
 STEP = 2 / (RESOLUTION - 1)
@@ -100,3 +100,15 @@ def test_a_point_that_nobody_sees_is_painted_like_what_hides_it(drawn):
     out = render(scene, cameras, torch.zeros(len(cameras), 3), samples=2)
     painted = paint(torch.zeros(1, 3), torch.tensor([[0.0, 0, 1]]), out.rgb, out.depth, out.alpha, cameras)
     assert painted[0, 0] > 0.5 and painted[0, 1:].max() < 0.3
+
+
+def test_specks_are_taken_away_and_parts_are_kept():
+    """Of three balls in a ratio of volumes of 1000 to 125 to 1 the last alone goes."""
+    points = grid_points(40, 1.0, torch.zeros(0))
+    balls = [(-0.3, 0.5), (0.5, 0.25), (0.9, 0.05)]
+    distances = [(points - centre).norm(dim=-1) - radius for centre, radius in balls]
+    sdf = torch.stack(distances).amin(dim=0)
+    kept = without_specks(sdf)
+    two = torch.stack(distances[:2]).amin(dim=0) < 0
+    assert torch.equal(kept < 0, two) and (sdf < 0).sum() > two.sum()
+    assert torch.equal(kept.abs(), sdf.abs()) and torch.equal(without_specks(kept), kept)

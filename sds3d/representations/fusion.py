@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import grid_sample, normalize
+from torch.nn.functional import grid_sample, max_pool3d, normalize
 
 from ..cameras import world_to_camera
 from ..core import Cameras
@@ -66,6 +66,27 @@ def fuse(
         words += told
     mean = torch.where(words > 0, total / words.clamp_min(1), -width)
     return torch.maximum(mean, hull).view(resolution, resolution, resolution)
+
+
+@torch.no_grad()
+def without_specks(sdf: Float[Tensor, "X Y Z"], share: float = 0.01) -> Float[Tensor, "X Y Z"]:
+    """The distances with every part taken away whose volume is below a share of the whole: floating specks.
+
+    A part is what hangs together along the axes of the grid.
+    """
+    inside = sdf < 0
+    numbers = torch.arange(1, sdf.numel() + 1, dtype=torch.float64, device=sdf.device).view(sdf.shape)
+    names = torch.where(inside, numbers, 0.0)
+    while True:  # Every point takes the greatest name of its neighbours, until each part has one.
+        lines = [[3 if other == axis else 1 for other in range(3)] for axis in range(3)]
+        grown = [max_pool3d(names[None], line, stride=1, padding=[k // 2 for k in line])[0] for line in lines]
+        grown = torch.where(inside, torch.stack(grown).amax(dim=0), 0.0)
+        if torch.equal(grown, names):
+            break
+        names = grown
+    _, part, volume = names.unique(return_inverse=True, return_counts=True)
+    speck = inside & (volume[part] < share * inside.sum())
+    return torch.where(speck, sdf.abs().clamp_min(torch.finfo(sdf.dtype).tiny), sdf)
 
 
 @torch.no_grad()
