@@ -43,6 +43,7 @@ OWNERS = {
     "huggingface_hub": {"priors"},
     "gsplat": {"renderers"},
     "av": {"export"},
+    "fast_simplification": {"representations"},
     "imageio": {"export"},
     "PIL": {"export", "watchers", "sheet", "report", "playroom"},
     "rich": {"watchers", "cli"},
