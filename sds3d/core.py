@@ -112,6 +112,7 @@ class RenderOutput:
 
     rgb lies over the step's background. depth: camera z, the alpha-weighted mean, 0 where nothing is drawn. normal:
     world, unit, 0 outside. albedo: unshaded colour, None where nothing is shaded. screen: None unless growth needs it.
+    away: of a volume, the weighted sum of max(0, normal . ray)^2 along a ray; above 0 where what is seen faces away.
     """
 
     rgb: Image
@@ -120,6 +121,7 @@ class RenderOutput:
     normal: Float[Tensor, "B H W 3"]
     albedo: Image | None = None
     screen: Screen | None = None
+    away: Float[Tensor, "B H W 1"] | None = None
 
 
 @dataclass(frozen=True)

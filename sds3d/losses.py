@@ -9,6 +9,7 @@
 | depth_tv           | mean |difference of neighbouring depths| x both alphas     | smooth surfaces                 |
 | laplacian          | mean |mean of a vertex's neighbours - vertex|^2           | meshes with even triangles      |
 | normal_consistency | mean of 1 - cos of the angle between adjacent triangles   | meshes without creases          |
+| orientation        | mean over rays of sum w max(0, normal . ray)^2            | no density that faces away      |
 
 A weight is a number or a schedule over progress. The gradient of a score is summed over pixels and these are means, so
 useful weights are far from 1.
@@ -70,6 +71,13 @@ def normal_consistency(rep: Representation, out: RenderOutput, step: Step) -> Te
     return bends.sum() / max(len(bends), 1)
 
 
+def orientation(rep: Representation, out: RenderOutput, step: Step) -> Tensor:
+    """How much of what is seen in a volume faces away from the camera (Ref-NeRF, Verbin et al. 2022)."""
+    if out.away is None:
+        raise ValueError(f'The regulariser "orientation" needs a volume, and a {type(rep).__name__} is drawn as none.')
+    return out.away.mean()
+
+
 def _of_mesh(rep: Representation, method: str, name: str) -> Tensor:
     found: Callable[[], Tensor] | None = getattr(rep, method, None)
     if found is None:
@@ -92,6 +100,7 @@ LOSSES: dict[str, Callable[[Representation, RenderOutput, Step], Tensor]] = {
     "depth_tv": depth_tv,
     "laplacian": laplacian,
     "normal_consistency": normal_consistency,
+    "orientation": orientation,
 }
 
 

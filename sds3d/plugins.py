@@ -58,12 +58,18 @@ KINDS: dict[str, dict[str, str]] = {
         "blob": "sds3d.representations.start:Blob",
         "continue": "sds3d.representations.start:Continue",
         "sphere": "sds3d.representations.mesh:Sphere",
+        "ball": "sds3d.representations.field:Ball",
     },
     "optimise": {
         "gaussians": "sds3d.representations.gaussians:GaussianOptimise",
         "mesh": "sds3d.representations.mesh:MeshOptimise",
+        "field": "sds3d.representations.field:FieldOptimise",
     },
-    "renderer": {"splats": "sds3d.renderers.splats:Splats", "raster": "sds3d.renderers.raster:Raster"},
+    "renderer": {
+        "splats": "sds3d.renderers.splats:Splats",
+        "raster": "sds3d.renderers.raster:Raster",
+        "volume": "sds3d.renderers.volume:Volume",
+    },
     "light": {"lambert": "sds3d.renderers.shading:Lambert"},
     "cameras": {"orbit": "sds3d.cameras:Orbit"},
     "background": {

@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from ..core import Background, Cameras, RenderOutput, Screen
+from ..representations.field import Field
 from ..representations.gaussians import Gaussians
 from ..representations.mesh import Mesh
 
@@ -221,4 +222,57 @@ def raster(rep: Mesh, cameras: Cameras, background: Background) -> RenderOutput:
         alpha,
         torch.where(inside, depth / torch.where(inside, alpha, 1.0), 0.0),
         torch.where(inside, normal / torch.where(inside, normal, 1.0).norm(dim=-1, keepdim=True), 0.0),
+    )
+
+
+def _hats(places: Tensor, count: int) -> Tensor:
+    """The hat functions of `count` grid points on a line, at places in steps: [..., count]."""
+    return (1 - (places[..., None] - torch.arange(count).to(places)).abs()).clamp_min(0)
+
+
+def _marched(rep: Field, origin: Tensor, direction: Tensor, offset: Tensor, step: float, stop: float) -> Tensor:
+    """The nine sums of `Marched` [P, 9] along P rays from one origin, at every sample out to the cube's far side."""
+    R = rep.resolution
+    k = torch.arange(math.ceil((float(origin.norm()) + math.sqrt(3)) / step) + 1)
+    length = direction.norm(dim=-1, keepdim=True)
+    t = (k + offset[:, None]) * step  # [P, K]
+    points = (origin + t[..., None] * (direction / length)[:, None]).detach().requires_grad_()
+    places = (points + 1) * (R - 1) / 2
+    raw = torch.einsum("pki,pkj,pkl,ijlc->pkc", *(_hats(p, R) for p in places.unbind(-1)), rep.grid)
+    (slope,) = torch.autograd.grad(raw[..., 0].sum(), points, create_graph=True)
+    x, y, z = places.detach().floor().long().clamp(0, R - 2).unbind(-1)
+    drawn = (points.detach().abs() <= 1).all(dim=-1) & rep.occupied[x, y, z]
+    density = torch.where(drawn, 25 * torch.log1p(torch.exp(raw[..., 0])), 0.0)
+    alpha = 1 - torch.exp(-density * step)
+    before = pad(torch.cumprod(1 - alpha, dim=1)[:, :-1], (1, 0), value=1.0)
+    weight = torch.where(before.detach() > stop, alpha * before, 0.0)[..., None]
+    normal = -slope / (slope.square().sum(-1, keepdim=True) + 1e-12).sqrt()
+    away = torch.einsum("pki,pi->pk", normal, direction / length).clamp(min=0) ** 2
+    parts = (1 / (1 + torch.exp(-raw[..., 1:])), torch.ones_like(weight), (t / length)[..., None], normal)
+    return (weight * torch.cat([*parts, away[..., None]], dim=-1)).sum(1)
+
+
+def volume(
+    rep: Field, cameras: Cameras, background: Background, samples: int, stop: float, offset: Tensor
+) -> RenderOutput:
+    """What `Volume` must return for a float64 field; offset: [B, H, W], each ray's shift in steps."""
+    if rep.grid.dtype != torch.float64:
+        raise TypeError(f"The oracle takes float64, given {rep.grid.dtype}.")
+    cameras = cameras.to(rep.grid)
+    H, W = cameras.height, cameras.width
+    y, x = torch.meshgrid(torch.arange(H) + 0.5, torch.arange(W) + 0.5, indexing="ij")
+    pixels = torch.stack([x, y, torch.ones_like(x)], dim=-1).to(rep.grid)
+    images = []
+    for c2w, K, u in zip(cameras.c2w, cameras.K, offset.to(rep.grid), strict=True):
+        direction = (pixels @ torch.linalg.inv(K).T @ c2w[:3, :3].T).reshape(-1, 3)
+        sums = _marched(rep, c2w[:3, 3], direction, u.flatten(), 2 * math.sqrt(3) / samples, stop)
+        images.append(sums.reshape(H, W, 9))
+    colour, alpha, depth, normal, away = torch.stack(images).split([3, 1, 1, 3, 1], dim=-1)
+    inside = alpha > 1 / 255
+    return RenderOutput(
+        colour + (1 - alpha) * background.rgb.to(colour)[:, None, None],
+        alpha,
+        torch.where(inside, depth / torch.where(inside, alpha, 1.0), 0.0),
+        torch.where(inside, normal / (normal.square().sum(-1, keepdim=True) + 1e-12).sqrt(), 0.0),
+        away=away,
     )

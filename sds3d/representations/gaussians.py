@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from ..core import RenderOutput, Representation, Step
 from ..schedules import Number, Ramp, value
+from .adam import adam_
 
 WIDTHS = {"means": 3, "log_scales": 3, "quats": 4, "opacity_logits": None, "colour_logits": 3}  # columns of each tensor
-BETAS = (0.9, 0.99)  # shorter than Adam's habit, because a run has a few hundred steps
-EPS = 1e-15  # as 3DGS: a gradient may be tiny and still be all that there is
 SPLIT_SCALE = 0.02  # a larger Gaussian is split, a smaller one cloned; about half a pixel of a 64-pixel view
 MEANS = Ramp(5e-3, 2e-4, curve="exponential")  # these rates suit about 300 steps on an object of radius 1
 SCALES = Ramp(2e-2, 5e-3, curve="exponential")
@@ -182,20 +181,10 @@ class Gaussians(Representation):
         self._seen += visible.sum(0)
 
     def _adam(self, rates: Mapping[str, float]) -> None:
-        """Adam (Kingma and Ba 2015) on every parameter that has a gradient, which is then dropped."""
+        """One step on every parameter that has a gradient."""
         self._steps += 1
-        first_beta, second_beta = BETAS
-        first_bias, second_bias = 1 - first_beta**self._steps, 1 - second_beta**self._steps
         for name, parameter in self.named_parameters():
-            gradient = parameter.grad
-            if gradient is None:
-                continue
-            first, second = self._moments[f"first.{name}"], self._moments[f"second.{name}"]
-            first.lerp_(gradient, 1 - first_beta)
-            second.mul_(second_beta).addcmul_(gradient, gradient, value=1 - second_beta)
-            spread = second.sqrt().div_(math.sqrt(second_bias)).add_(EPS)
-            parameter.addcdiv_(first, spread, value=-rates[name] / first_bias)
-            parameter.grad = None
+            adam_(parameter, self._moments[f"first.{name}"], self._moments[f"second.{name}"], self._steps, rates[name])
 
     def _prune(self, optimise: GaussianOptimise) -> int:
         """Remove Gaussians weaker than `prune_opacity`, the weaker half of all at most; returns how many."""

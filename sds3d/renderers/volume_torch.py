@@ -1,0 +1,134 @@
+"""Marching through a field in plain PyTorch: samples in occupied cells alone, packed, one segment per ray.
+
+The image formation, shared by all backends:
+
+* a ray is sampled at the distances (k + u) step from the camera, k = 0, 1, ..., in world units; u in (0, 1) is the
+  ray's own, 1/2 without jitter; a place outside of the cube [-1, 1]^3 or in a cell that is not occupied is empty;
+* alpha = 1 - exp(-density step), front to back, until the transmittance is at most `stop` (the sample that gets there
+  still counts);
+* the normal of a sample is -g / sqrt(g^2 + 1e-12), where g is the exact gradient of the interpolated x, per world unit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from ..representations.field import DENSITY_SCALE
+
+DIAGONAL = 2 * math.sqrt(3)  # of the cube, in world units
+SOFT = 1e-12  # added to the squared length of a gradient, so that a normal has a derivative everywhere
+
+
+@dataclass(frozen=True)
+class March:
+    """What every backend takes.
+
+    grid: [R, R, R, 4], raw numbers. occupied: [R - 1, R - 1, R - 1]. origins: [B, 3]. directions: [B, H, W, 3] with
+    camera z = 1. offset: [B, H, W] in (0, 1), the u of each ray. step: world units. stop: a transmittance.
+    """
+
+    grid: Float[Tensor, "R R R 4"]
+    occupied: Bool[Tensor, "C C C"]
+    origins: Float[Tensor, "B 3"]
+    directions: Float[Tensor, "B H W 3"]
+    offset: Float[Tensor, "B H W"]
+    step: float
+    stop: float
+
+
+@dataclass(frozen=True)
+class Marched:
+    """Sums along each ray, weighted with alpha times transmittance.
+
+    colour: over black. alpha. depth: of camera z. normal. away: of max(0, normal . ray)^2, the orientation penalty.
+    """
+
+    colour: Float[Tensor, "B H W 3"]
+    alpha: Float[Tensor, "B H W 1"]
+    depth: Float[Tensor, "B H W 1"]
+    normal: Float[Tensor, "B H W 3"]
+    away: Float[Tensor, "B H W 1"]
+
+
+SUMS = (3, 1, 1, 3, 1)  # channels of the parts of `Marched`, in their order
+
+
+@torch.no_grad()
+def _samples(march: March) -> tuple[Tensor, Tensor]:
+    """Ray and distance of every sample in an occupied cell, sorted by ray and there by distance: [n] each."""
+    size, points_a_side = march.step, march.grid.shape[0]
+    length = march.directions.norm(dim=-1)
+    unit = march.directions / length[..., None]
+    origins = march.origins[:, None, None]
+    # The cube lies in a sphere of its diagonal, which meets as many samples on any ray through the middle.
+    middle = -(origins * unit).sum(-1)
+    half = (DIAGONAL**2 / 4 - (origins + middle[..., None] * unit).square().sum(-1)).clamp_min(0).sqrt()
+    first = ((middle - half) / size - march.offset).floor().clamp_min(0)
+    k = first[..., None] + torch.arange(math.ceil(DIAGONAL / size) + 2, device=first.device)
+    t = (k + march.offset[..., None]) * size  # [B, H, W, K]
+    place = (origins[..., None, :] + t[..., None] * unit[..., None, :] + 1) * ((points_a_side - 1) / 2)
+    inside = ((place >= 0) & (place <= points_a_side - 1)).all(dim=-1)
+    x, y, z = place.long().clamp(0, points_a_side - 2).unbind(-1)
+    ray, index = (inside & march.occupied[x, y, z]).flatten(0, 2).nonzero().unbind(-1)
+    return ray, t.flatten(0, 2)[ray, index]
+
+
+def _interpolate(grid: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """The four raw numbers [n, 4] at points [n, 3] of the cube, and the gradient [n, 3] of the first."""
+    n = grid.shape[0]
+    place = (points + 1) * ((n - 1) / 2)
+    cell = place.detach().long().clamp(0, n - 2)
+    high = place - cell
+    share = torch.stack([1 - high, high])  # [2, n, 3]
+    x, y, z = share.unbind(-1)
+    raw, gradient = 0.0, 0.0
+    for i, j, k in itertools.product((0, 1), repeat=3):
+        corner = grid[cell[:, 0] + i, cell[:, 1] + j, cell[:, 2] + k]
+        raw = raw + (x[i] * y[j] * z[k])[:, None] * corner
+        slopes = [(2 * i - 1) * y[j] * z[k], (2 * j - 1) * x[i] * z[k], (2 * k - 1) * x[i] * y[j]]
+        gradient = gradient + (n - 1) / 2 * torch.stack(slopes, dim=-1) * corner[:, :1]
+    assert isinstance(raw, Tensor) and isinstance(gradient, Tensor)
+    return raw, gradient
+
+
+def _before(depth: Tensor, ray: Tensor) -> Tensor:
+    """Transmittance in front of each sample of a segment; depth [n] is the samples' own optical depth.
+
+    The sums run over all segments at once; float64 keeps the difference of two of them exact enough.
+    """
+    total = depth.double().cumsum(0) - depth.double()
+    first = torch.searchsorted(ray, ray)  # left: the segment's first sample
+    return torch.exp(total[first] - total).to(depth.dtype)
+
+
+def march(rays: March) -> Marched:
+    """Follow every ray; differentiable in the grid. Memory grows with the samples."""
+    B, H, W = rays.offset.shape
+    ray, t = _samples(rays)
+    lengths = rays.directions.norm(dim=-1).flatten()
+    view = ray // (H * W)
+
+    def look() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        direction = (rays.directions.reshape(-1, 3) / lengths[:, None])[ray]
+        raw, slope = _interpolate(rays.grid, rays.origins[view] + t[:, None] * direction)
+        return raw, slope, direction, rays.step * DENSITY_SCALE * softplus(raw[:, 0])
+
+    if rays.stop > 0:
+        with torch.no_grad():
+            live = _before(look()[-1], ray) > rays.stop
+            ray, t, view = ray[live], t[live], view[live]
+    raw, slope, direction, depth = look()
+    weight = -torch.expm1(-depth) * _before(depth, ray)
+    normal = -slope * (slope.square().sum(-1, keepdim=True) + SOFT).rsqrt()
+    away = (normal * direction).sum(-1, keepdim=True).clamp_min(0).square()
+    z = (t / lengths[ray])[:, None]
+    features = torch.cat([raw[:, 1:].sigmoid(), torch.ones_like(z), z, normal, away], dim=-1)
+    sums = features.new_zeros(B * H * W, sum(SUMS)).index_add(0, ray, weight[:, None] * features)
+    return Marched(*sums.reshape(B, H, W, -1).split(SUMS, dim=-1))
