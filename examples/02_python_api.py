@@ -22,4 +22,4 @@ stage = Stage(
     guidance={"sds": Guide(Sds(t=Range(Ramp(0.5, 0.02), Ramp(0.98, 0.38))))},
 )
 made = run(Recipe({"shape": stage}), Prompts("a red cube"), {"playroom": open_prior("playroom")})
-print(export("ply", made.rep, Path(), stage.renderer))
+print(export("ply", made.rep, Path(), stage.renderer).path)

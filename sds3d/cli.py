@@ -33,6 +33,7 @@ def cli() -> None:
     \b
     sds3d generate "a red cube on top of a blue cylinder"
     sds3d generate "a head with red hair and glasses" --seed 3 --draft
+    sds3d export runs/a-red-cube-s0 --to spz,mp4-normal
     sds3d explain runs/a-red-cube-s0 --step 40
     sds3d compare "a red cube" --guidance sds,csd
     sds3d list words
@@ -100,6 +101,13 @@ def _whole(text: str, option: str) -> int:
     from .schema import number
 
     return int(number(text, int, option))
+
+
+def _number(text: str, option: str) -> float:
+    """A number as typed: 0.3, or 3e-1."""
+    from .schema import number
+
+    return float(number(text, float, option))
 
 
 def _draft(job: Job, priors: Any, as_json: bool) -> None:
@@ -239,6 +247,51 @@ def explain(context: click.Context, run: Path, index: str, quiet: bool, as_json:
     else:
         for path in paths:
             click.echo(str(path))
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--to", "names", required=True, metavar="A,B,...", help="Formats: `sds3d list exports`.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Another folder.  [RUN]")
+@click.option("--size", metavar="METRES", help="The longest side.  [one unit, the sphere's radius, is one metre]")
+@click.option(
+    "--pivot", type=click.Choice(["world", "center", "base"]), help="What lies in the file's origin.  [world]"
+)
+@click.option("--device", metavar="cpu|cuda", help="Where to draw for the check.  [where the run was made]")
+@click.option("--quiet", is_flag=True, help="Do not tell how near each file is.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of paths.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def export(context: click.Context, run: Path, quiet: bool, as_json: bool, debug: bool, **given: Any) -> None:
+    """Write the asset of a RUN in more formats and print the files.
+
+    \b
+    sds3d export runs/a-red-cube-s0 --to spz,glb-splat
+    sds3d export house --to ply --size 0.3 --pivot base --out for-the-game
+    sds3d export house --to mp4,mp4-normal,mp4-depth
+
+    A file that holds the asset is read back and drawn again in the run's own views before it is written; how near it
+    comes, as PSNR in dB, is told on standard error, and below the format's bound there is no file. An interrupted run
+    gives its asset as it stood at its latest checkpoint. A file of the same name is replaced.
+    """
+    context.find_root().meta["debug"] = debug
+    with Stop():
+        with refusing():
+            from .exporting import Placement, export_run, plan
+
+            names = tuple(dict.fromkeys(name.strip() for name in given["names"].split(",") if name.strip()))
+            size = None if given["size"] is None else _number(given["size"], "--size")
+            placement = Placement(size, given["pivot"] or "world")
+            asset, folder = plan(run, names, given["out"], given["device"])
+        with running(), contextlib.closing(folder):
+            made = export_run(asset, folder, names, given["out"], placement, _speaker(quiet))
+    if as_json:
+        assets = {name: str(exported.path) for name, exported in made.items()}
+        near = {name: exported.psnr_db for name, exported in made.items()}
+        click.echo(json.dumps({"run": str(run), "assets": assets, "psnr_db": near}))
+    else:
+        for exported in made.values():
+            click.echo(str(exported.path))
 
 
 @cli.command("list")

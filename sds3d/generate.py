@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 
-from . import __version__, machine, plugins, recipes, schema
+from . import __version__, exporting, machine, plugins, recipes, schema
 from .cameras import orbit
 from .core import Background, Prior, Representation, Step
 from .diffusion import ddim_sample
 from .engine import Outcome, Recipe, Stage, Watcher, check, never, run
-from .files import sync_folder, write
+from .exporting import RunAsset
+from .files import write
 from .guidance.mix import Cfg
 from .prompts import Embeddings, Prompts
 from .record import RunFolder, check_free, read_manifest, slug
@@ -253,7 +254,7 @@ def make(
         if not outcome.done:
             recorder.save()
         whole = outcome.done and job.asked == job.recipe
-        assets = export_all(job, priors, outcome, folder) if whole else {}
+        assets = export_all(job, outcome, folder) if whole else {}
     except Exception as error:
         # A full disk fails here again; the first error is the one to tell.
         with contextlib.suppress(OSError):
@@ -296,9 +297,7 @@ def _introduce(job: Job, priors: Mapping[str, Prior], folder: RunFolder, say: Ca
         saved = folder.load_end(names[: names.index(job.since)])
         folder.note(recipe=job.data())
     where = (
-        f'step {saved.index} of stage "{saved.stage}"'
-        if saved
-        else "the beginning, since no checkpoint lies before"
+        f'step {saved.index} of stage "{saved.stage}"' if saved else "the beginning, since no checkpoint lies before"
     )
     say(f"Going on from {where}.")
     if different:
@@ -341,22 +340,10 @@ def _hashes(files: Mapping[str, type]) -> dict[str, str]:
     return {spec: hashlib.sha256(Path(spec.rpartition(":")[0]).read_bytes()).hexdigest() for spec in files}
 
 
-def export_all(job: Job, priors: Mapping[str, Prior], outcome: Outcome, folder: RunFolder) -> dict[str, Path]:
-    """Write the asset in the recipe's formats, each file whole or absent."""
-    from .export import export
-
-    renderer = job.recipe.stages[outcome.stage].renderer
-    # An asset may be given away, so a local folder tells its last name alone.
-    told = {Path(name).name if Path(name).is_dir() else name: told for name, told in _told(priors).items()}
-    provenance = {
-        "generator": f"sds3d {__version__}",
-        "prompt": job.prompts.prompt,
-        "seed": str(job.seed),
-        "priors": ", ".join(f"{name} ({facts.get('licence', 'no licence given')})" for name, facts in told.items()),
-    }
-    assets = {name: export(name, outcome.rep, folder.path, renderer, provenance) for name in job.recipe.exports}
-    sync_folder(folder.path)
-    return assets
+def export_all(job: Job, outcome: Outcome, folder: RunFolder) -> dict[str, Path]:
+    """Write the asset in the recipe's formats, each file whole or absent and checked against the run's own views."""
+    asset = RunAsset.of(outcome, job.recipe, folder.manifest)
+    return {name: made.path for name, made in exporting.export_all(job.recipe.exports, asset, folder.path).items()}
 
 
 @torch.no_grad()

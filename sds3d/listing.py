@@ -29,7 +29,7 @@ def _lines(kind: str) -> list[str]:
     if kind == "exports":
         from .export import EXPORTS
 
-        return [f"{name:16}{file}" for name, (file, _) in EXPORTS.items()]
+        return [f"{name:16}{entry.file:24}{entry.about}" for name, entry in EXPORTS.items()]
     return [f"{name:16}{place}" for name, place in plugins.kinds(kind).items()]
 
 

@@ -179,7 +179,7 @@ BAD = {
         ["a cube", "--set", "stages.shape.cameras={kind: orbit, views: 2, group: 2}"],
         "denoises 4 views jointly",
     ),
-    "export": (["a cube", "--set", "exports=[stl]"], "stl"),
+    "export": (["a cube", "--set", "exports=[stml]"], "stml"),
     "nothing to resume": (["a cube", "--resume"], "holds no run to resume"),
     "resume what": (["--resume"], "needs the prompt or the folder"),
     "resume with changes": (["a cube", "--resume", "--steps", "3"], "leave out --steps"),
@@ -243,7 +243,7 @@ def test_a_failed_run_keeps_its_checkpoint_and_says_so(monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device", "asset.ply")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sds3d.export.ply.write", full)
+        patch.setattr("sds3d.export.write", full)
         done = generate("a cube")
     assert done.exit_code == 1
     assert "disk is full" in done.stderr

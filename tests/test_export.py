@@ -12,7 +12,8 @@ from sds3d.cameras import orbit
 from sds3d.core import Background
 from sds3d.export import EXPORTS, export
 from sds3d.export import video as turntable_video
-from sds3d.export.ply import C0, TURN, read_ply, to_bytes
+from sds3d.export.ply import encode, read_ply
+from sds3d.export.splats import C0
 from sds3d.renderers.splats import Splats
 from sds3d.representations.gaussians import Gaussians
 
@@ -38,6 +39,10 @@ def scattered(count: int = 40) -> Gaussians:
         torch.randn(count, generator=draw),
         torch.randn(count, 3, generator=draw),
     )
+
+
+def to_bytes(gaussians: Gaussians) -> bytes:
+    return encode(gaussians, Splats(), {}, "asset.ply")["asset.ply"]
 
 
 HEADER = b"""ply
@@ -91,7 +96,7 @@ def test_rotations_turn_with_the_frame():
         ).reshape(-1, 3, 3)
         return r @ torch.diag_embed((2 * log_scales).exp()) @ r.mT
 
-    turn = torch.tensor(TURN, dtype=torch.float64)
+    turn = torch.tensor([[0, -1, 0], [0, 0, -1], [1, 0, 0]], dtype=torch.float64)
     ours = covariance(gaussians.log_scales.double(), gaussians.quats.double())
     theirs = covariance(rows[:, 10:13], rows[:, 13:17])
     torch.testing.assert_close(theirs, turn @ ours @ turn.T, rtol=1e-5, atol=1e-7)
@@ -99,7 +104,7 @@ def test_rotations_turn_with_the_frame():
 
 def test_read_back_it_is_the_same_picture(tmp_path):
     gaussians = scattered()
-    path = export("ply", gaussians, tmp_path, Splats(), {"prompt": "a red cube\nend_header\n"})
+    path = export("ply", gaussians, tmp_path, Splats(), {"prompt": "a red cube\nend_header\n"}).path
     again = read_ply(path)
     torch.testing.assert_close(again.means, gaussians.means, rtol=0, atol=0)
     torch.testing.assert_close(again.log_scales, gaussians.log_scales, rtol=0, atol=0)
@@ -155,26 +160,26 @@ def test_a_header_of_another_writer_is_read(tmp_path):
 
 
 def test_unknown_formats_name_the_nearest(tmp_path):
-    with pytest.raises(ValueError, match="Did you mean ply"):
+    with pytest.raises(ValueError, match='Did you mean "ply"'):
         export("plyy", three(), tmp_path, Splats())
     assert set(EXPORTS) >= {"ply", "mp4"}
 
 
 def test_another_representation_is_refused(tmp_path, unchecked):
-    with pytest.raises(TypeError, match="Gaussians"):
+    with pytest.raises(ValueError, match="cannot hold; it can be written as mp4"):
         export("ply", torch.nn.Linear(1, 1), tmp_path, Splats())
 
 
 def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
     """An export that fails half way leaves the file that was there, and nothing beside it."""
-    path = export("ply", three(), tmp_path, Splats())
+    path = export("ply", three(), tmp_path, Splats()).path
     before = path.read_bytes()
 
     def fail(pictures, path, provenance):
         path.write_bytes(b"half")
         raise RuntimeError
 
-    monkeypatch.setattr(turntable_video, "frames", lambda rep, renderer: None)
+    monkeypatch.setattr(turntable_video, "frames", lambda rep, renderer, look: None)
     for writer in ("write_mp4", "write_webp"):
         monkeypatch.setattr(turntable_video, writer, fail)
     with pytest.raises(RuntimeError):
@@ -184,7 +189,7 @@ def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
 
 @pytest.fixture
 def short(monkeypatch):
-    monkeypatch.setattr(turntable_video, "frames", lambda rep, renderer: draw_frames(rep, renderer, 6, 32))
+    monkeypatch.setattr(turntable_video, "frames", lambda rep, renderer, look: draw_frames(rep, renderer, 6, 32, look))
 
 
 draw_frames = turntable_video.frames
@@ -194,7 +199,7 @@ draw_frames = turntable_video.frames
 def test_the_turntable_is_a_video_that_browsers_play(tmp_path, short):
     import av
 
-    path = export("mp4", scattered(), tmp_path, Splats(), {"prompt": "a cube"})
+    path = export("mp4", scattered(), tmp_path, Splats(), {"prompt": "a cube"}).path
     content = path.read_bytes()
     assert path.name == "turntable.mp4" and content.index(b"moov") < content.index(b"mdat")
     with av.open(str(path)) as container:
@@ -210,10 +215,40 @@ def test_without_a_video_library_it_is_an_animated_picture(tmp_path, short, monk
     from PIL import Image
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    path = export("mp4", scattered(), tmp_path, Splats())
+    path = export("mp4", scattered(), tmp_path, Splats()).path
     assert path.name == "turntable.webp" and not (tmp_path / "turntable.mp4").exists()
     with Image.open(path) as picture:
         assert (picture.format, picture.n_frames, picture.size) == ("WEBP", 6, (32, 32))
+
+
+def test_a_picture_that_moves_tells_how_it_was_made(tmp_path, short):
+    from PIL import Image
+
+    path = export(
+        "webp", scattered(), tmp_path, Splats(), {"prompt": "a c\N{LATIN SMALL LETTER U WITH DIAERESIS}be"}
+    ).path
+    with Image.open(path) as picture:
+        assert picture.getexif()[turntable_video.IMAGE_DESCRIPTION] == r"prompt: a c\xfcbe"
+
+
+def test_depth_is_grey_from_near_to_far_over_white():
+    film = draw_frames(scattered(), Splats(), 3, 32, "depth")
+    assert (film[..., :1] == film).all(), "grey"
+    assert (film[:, 0, 0] == 255).all(), "white where nothing is"
+    depth = torch.tensor([[2.0, 3.0], [4.0, 0.0]])[None, ..., None]
+    shown = turntable_video.grey(depth, (depth > 0).float())[0, ..., 0]
+    torch.testing.assert_close(shown, torch.tensor([[0.0, 0.5 * 0.85], [0.85, 1.0]]))
+    assert (turntable_video.grey(torch.zeros(1, 2, 2, 1), torch.zeros(1, 2, 2, 1)) == 1).all()
+
+
+def test_normals_are_seen_as_colours():
+    film = draw_frames(scattered(), Splats(), 1, 32, "normal")[0].astype(float) / 255
+    out = Splats()(scattered(), orbit([0.0], 15.0, 32), Background(torch.ones(1, 3)))
+    solid = (out.alpha[0, ..., 0] > 0.99).numpy()
+    assert solid.sum() > 20
+    assert abs(film[solid] - (out.normal[0].detach().numpy()[solid] + 1) / 2).max() < 0.02
+    # A surface that is seen faces the camera, which stands in front (+x): so most of it is red.
+    assert film[solid][:, 0].mean() > 0.6
 
 
 def test_odd_sides_are_refused(tmp_path):

@@ -1,47 +1,148 @@
-"""Files that an asset is written to: a table, format name -> (file name, function).
+"""Files that an asset is written to: a table, format name -> what the file is, how it is made and how it is checked.
 
-Each function is called as write(rep, path, renderer, provenance) and returns the path it wrote. provenance: words and
-their values that a file may carry about its making (prompt, seed, version). Writers are imported when used. A file
-appears whole or not at all.
+An asset's file is read back and drawn again before it is written: `export` refuses to leave a file whose pictures are
+not near enough to the asset's. Writers are imported when used. A file appears whole or not at all.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Literal
 
-from ..core import Renderer, Representation
+from ..cameras import turntable
+from ..core import Cameras, Renderer, Representation
+from ..files import write
+from ..representations.gaussians import Gaussians
+from .check import psnr
+from .placement import Placement
 
-Write = Callable[[Representation, Path, Renderer, Mapping[str, str]], Path]
-
-
-def _ply(rep: Representation, path: Path, renderer: Renderer, provenance: Mapping[str, str]) -> Path:
-    from .ply import write
-
-    return write(rep, path, renderer, provenance)
-
-
-def _mp4(rep: Representation, path: Path, renderer: Renderer, provenance: Mapping[str, str]) -> Path:
-    from .video import write
-
-    return write(rep, path, renderer, provenance)
+CHECK_VIEWS, CHECK_SIZE = 4, 64  # cameras around the object, pixels a side
+NOWHERE = Placement()
+Files = Mapping[str, bytes]  # name -> content; the first is the file to open, the others lie beside it
 
 
-EXPORTS: dict[str, tuple[str, Write]] = {"ply": ("asset.ply", _ply), "mp4": ("turntable.mp4", _mp4)}
+@dataclass(frozen=True)
+class Asset:
+    """A file that holds the asset itself.
+
+    module: of this folder, with encode(rep, renderer, provenance, name) -> Files and decode(files) -> rep. holds: the
+    representation that fits in. psnr_db: how near, at least, its pictures must be. look: the pictures that are
+    compared, normals where the format has no colour.
+    """
+
+    file: str
+    about: str
+    module: str
+    holds: type[Representation]
+    psnr_db: float
+    look: Literal["rgb", "normal"] = "rgb"
+
+
+@dataclass(frozen=True)
+class Film:
+    """A turntable of any representation. look: what of it is filmed."""
+
+    file: str
+    about: str
+    look: Literal["rgb", "normal", "depth"] = "rgb"
+
+
+EXPORTS: dict[str, Asset | Film] = {
+    "ply": Asset("asset.ply", "Gaussians, as 3D Gaussian Splatting writes them", "ply", Gaussians, 35.0),
+    "spz": Asset("asset.spz", "Gaussians in a fifth of the bytes, for the web", "spz", Gaussians, 30.0),
+    "splat": Asset("asset.splat", "Gaussians in half of the bytes, for older viewers", "splat", Gaussians, 30.0),
+    "glb-splat": Asset("asset.splat.glb", "Gaussians as glTF, KHR_gaussian_splatting", "glb_splat", Gaussians, 35.0),
+    "mp4": Film("turntable.mp4", "once around the object"),
+    "webp": Film("turntable.webp", "the same as an animated picture"),
+    "mp4-normal": Film("turntable-normal.mp4", "its normals, (n + 1) / 2 of the world's axes", "normal"),
+    "mp4-depth": Film("turntable-depth.mp4", "its depth, from near in black to far in light grey", "depth"),
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written. psnr_db: how near its pictures are to the asset's; None for what is not read back."""
+
+    path: Path
+    psnr_db: float | None = None
+
+
+def check_names(names: Sequence[str], rep: Representation | None = None) -> None:
+    """Raise ValueError for an unknown format, with the nearest known one, and for one that cannot hold `rep`."""
+    for name in names:
+        if name not in EXPORTS:
+            close = difflib.get_close_matches(name, EXPORTS, n=1)
+            hint = f' Did you mean "{close[0]}"?' if close else ""
+            raise ValueError(f'There is no export format "{name}".{hint} Known are: {", ".join(EXPORTS)}.')
+        if rep is not None and not can_hold(name, rep):
+            able = ", ".join(known for known in EXPORTS if can_hold(known, rep))
+            raise ValueError(
+                f"The asset is {_words(type(rep))}, which {name} cannot hold; it can be written as {able}."
+            )
+
+
+def can_hold(name: str, rep: Representation) -> bool:
+    """Whether a format can hold a representation."""
+    entry = EXPORTS[name]
+    return isinstance(entry, Film) or isinstance(rep, entry.holds)
+
+
+def _words(kind: type[Representation]) -> str:
+    return "a set of Gaussians" if kind is Gaussians else f"a {kind.__name__}"
 
 
 def export(
-    name: str, rep: Representation, folder: Path, renderer: Renderer, provenance: Mapping[str, str] | None = None
-) -> Path:
-    """Write one format into a folder and return the file's path.
+    name: str,
+    rep: Representation,
+    folder: Path,
+    renderer: Renderer,
+    provenance: Mapping[str, str] | None = None,
+    cameras: Cameras | None = None,
+    placement: Placement = NOWHERE,
+) -> Exported:
+    """Write one format into a folder.
 
-    Raises ValueError for an unknown format (with the nearest known one), TypeError for a representation that the format
-    cannot hold, OSError when the file cannot be written.
+    provenance: words about the making (prompt, seed, version) for formats that can carry them. cameras: in which the
+    file is compared with the asset; four around the object where none are given. placement: size and origin of the
+    asset in its file. Raises ValueError for an unknown format and for one that cannot hold the representation,
+    ArithmeticError for a file that would not show the asset, OSError when it cannot be written.
     """
-    if name not in EXPORTS:
-        close = difflib.get_close_matches(name, EXPORTS, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise ValueError(f'There is no export format "{name}".{hint} Known are: {", ".join(EXPORTS)}.')
-    file, write = EXPORTS[name]
-    return write(rep, Path(folder) / file, renderer, provenance or {})
+    check_names([name], rep)
+    entry, folder, told = EXPORTS[name], Path(folder), provenance or {}
+    if isinstance(entry, Film):
+        from .video import write_film
+
+        return Exported(write_film(rep, folder / entry.file, renderer, told, entry.look))
+    module, turn = _module(entry), placement.of(rep)
+    files: Files = module.encode(turn(rep), renderer, told, entry.file)
+    again = turn.inverse(module.decode(files))
+    quality = psnr(rep, again, renderer, turntable(CHECK_VIEWS, CHECK_SIZE) if cameras is None else cameras, entry.look)
+    if not quality >= entry.psnr_db:
+        raise ArithmeticError(
+            f"{folder / entry.file} was not written: read back, its pictures are at {quality:.1f} dB of the asset's, "
+            f"and {name} must reach {entry.psnr_db:g} dB."
+        )
+    for file in reversed(list(files)):  # The file to open comes last, so that it never lacks what it points to.
+        write(folder / file, files[file])
+    return Exported(folder / entry.file, quality)
+
+
+def read(path: Path) -> Representation:
+    """The asset of a file that `export` can check, by its suffix. Raises ValueError, FileNotFoundError."""
+    for entry in sorted(EXPORTS.values(), key=lambda entry: -len(_suffix(entry.file))):
+        if isinstance(entry, Asset) and path.name.endswith(_suffix(entry.file)):
+            return _module(entry).decode({str(path): path.read_bytes()})
+    raise ValueError(f"{path} has none of the suffixes that are read.")
+
+
+def _suffix(file: str) -> str:
+    return file[file.index(".") :]
+
+
+def _module(entry: Asset) -> ModuleType:
+    return importlib.import_module(f".{entry.module}", __package__)
