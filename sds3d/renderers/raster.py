@@ -1,4 +1,4 @@
-"""Drawing triangle meshes with gradients at silhouettes, in PyTorch on any device.
+"""Drawing triangle meshes with gradients at silhouettes, on any device; the z-buffer is in C on the CPU in float32.
 
 A z-buffer says which triangle each pixel shows, without gradient. Colours, depths and normals are then interpolated
 with gradient, from the ray (u, v, 1) of the pixel and the triangle's corners a, b, c in the camera's frame:
@@ -26,76 +26,25 @@ from torch.nn.functional import normalize
 from ..cameras import world_to_camera
 from ..core import Background, Cameras, RenderOutput, Representation, Step
 from ..representations.mesh import Edges, Triangles
+from . import kernels, zbuffer_torch
+from .kernels import zbuffer as zbuffer_c
 from .shading import Light, Lit
+from .splats import OUTSIDE
+from .zbuffer_torch import NEAR, dot, pixel_rays, ranges
 
-NEAR = 0.01  # in world units; what is nearer to the camera's plane is not drawn
-OUTSIDE = 1 / 255  # at and below this alpha a pixel has no depth and no normal
 BEHIND = 1e-5  # an edge counts as hidden by a surface that is nearer by less than this share: rounding
 
 
 def zbuffer(local: Float[Tensor, "B V 3"], faces: Int[Tensor, "F 3"], cameras: Cameras) -> Int[Tensor, "B H W"]:
     """The index of the nearest triangle at each pixel centre, -1 where there is none; of two at one depth the first.
 
-    local: vertices in the cameras' frames. Computed in float64. Each triangle meets the pixels of its bounding box, all
-    of them where it crosses the camera's plane.
+    local: vertices in the cameras' frames. In C for float32 on the CPU, in PyTorch elsewhere, with the same result.
     """
-    B, H, W = len(local), cameras.height, cameras.width
-    a, b, c = local.detach().double()[:, faces].unbind(2)  # [B, F, 3] each
-    planes = torch.stack([_cross(b, c), _cross(c, a), _cross(a, b)], dim=2)  # [B, F, 3, 3]
-    volume = _dot(a, planes[:, :, 0])
-    K = cameras.K.double()
-    corners = torch.stack([a, b, c], dim=2)
-    z = corners[..., 2]
-    pixel = corners[..., :2] / z[..., None] * K[:, None, None, [0, 1], [0, 1]] + K[:, None, None, :2, 2]
-    size = pixel.new_tensor([W, H])
-    whole = (z > NEAR).all(dim=-1)[..., None]  # a projected box bounds only what is in front
-    low = torch.where(whole, (pixel.amin(dim=2) - 0.5).ceil().clamp(min=0).minimum(size), 0.0)
-    high = torch.where(whole, (pixel.amax(dim=2) - 0.5).floor() + 1, size).clamp(min=0).minimum(size)
-    drawn = (z > NEAR).any(dim=-1) & (volume != 0) & volume.isfinite()
-    extent = torch.where(drawn[..., None], (high - low).clamp(min=0), 0.0)
-    low, extent = low.long().reshape(-1, 2), extent.long().reshape(-1, 2)  # [B F, 2]: column, row
-    row, place = _ranges(extent.prod(dim=1))  # one entry per triangle and pixel
-    x = low[row, 0] + place % extent[row, 0]
-    y = low[row, 1] + place // extent[row, 0]
-    view, face = row // len(faces), row % len(faces)
-    weights = _dot(planes.flatten(0, 1)[row], _rays(K, view, x, y)[:, None])
-    total = weights[:, 0] + weights[:, 1] + weights[:, 2]
-    depth = volume.flatten()[row] / torch.where(total != 0, total, 1.0)
-    hit = (weights * total.sign()[:, None] >= 0).all(dim=1) & (total != 0) & (depth > NEAR)
-    at, depth, face = ((view * H + y) * W + x)[hit], depth[hit], face[hit]
-    nearest = depth.new_full((B * H * W,), torch.inf).scatter_reduce(0, at, depth, "amin")
-    first = depth == nearest[at]
-    none = faces.new_full((B * H * W,), len(faces))
-    ids = none.scatter_reduce(0, at[first], face[first], "amin")
-    return torch.where(ids < len(faces), ids, -1).view(B, H, W)
-
-
-def _cross(a: Tensor, b: Tensor) -> Tensor:
-    """a x b, which is -(b x a) to the bit, so that two triangles leave no crack between them where they share an edge.
-
-    A fused multiply-add, as in `torch.linalg.cross`, rounds one of the two products only and has not this symmetry.
-    """
-    (ax, ay, az), (bx, by, bz) = a.unbind(-1), b.unbind(-1)
-    return torch.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], dim=-1)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """a . b over the last axis, in a fixed order and without fused operations."""
-    (ax, ay, az), (bx, by, bz) = a.unbind(-1), b.unbind(-1)
-    return ax * bx + ay * by + az * bz
-
-
-def _ranges(counts: Int[Tensor, "n"]) -> tuple[Tensor, Tensor]:
-    """For counts (2, 0, 3) the rows (0, 0, 2, 2, 2) and the places within them (0, 1, 0, 1, 2)."""
-    row = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-    return row, torch.arange(len(row), device=counts.device) - (counts.cumsum(0) - counts)[row]
-
-
-def _rays(K: Float[Tensor, "B 3 3"], view: Tensor, x: Tensor, y: Tensor) -> Float[Tensor, "n 3"]:
-    """Directions of camera z = 1 through the centres of pixels."""
-    u = (x.to(K) + 0.5 - K[view, 0, 2]) / K[view, 0, 0]
-    v = (y.to(K) + 0.5 - K[view, 1, 2]) / K[view, 1, 1]
-    return torch.stack([u, v, torch.ones_like(u)], dim=-1)
+    if local.device.type == "cpu" and local.dtype == torch.float32:
+        library = kernels.backend().library
+        if library is not None:
+            return zbuffer_c.zbuffer(local, faces, cameras, library)
+    return zbuffer_torch.zbuffer(local, faces, cameras)
 
 
 @dataclass(frozen=True)
@@ -119,7 +68,7 @@ def intersect(
     face, view = ids.flatten()[at], at // (H * W)
     rows = (view[:, None] * local.shape[1] + faces[face]).reshape(-1)
     a, b, c = local.flatten(0, 1).index_select(0, rows).view(-1, 3, 3).unbind(1)
-    ray = _rays(K, view, at % W, at // W % H)
+    ray = pixel_rays(K, view, at % W, at // W % H)
     planes = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=1)
     weights = (planes * ray[:, None]).sum(dim=-1)
     total = weights.sum(dim=1, keepdim=True)
@@ -170,7 +119,7 @@ def silhouettes(
     length = torch.where(steep, H, W)
     begin = (ends.amin(dim=1) - 0.5).ceil().clamp(min=0)
     stop = torch.minimum((ends.amax(dim=1) - 0.5).ceil(), length.to(ends))
-    row, place = _ranges((stop - begin).clamp(min=0).long())
+    row, place = ranges((stop - begin).clamp(min=0).long())
     line_number = begin[row].long() + place
     walked = line_number.to(line) + 0.5
     where = -(along[row] * walked + offset[row]) / across[row]  # the coordinate that is crossed
@@ -223,7 +172,7 @@ class Raster:
         B, H, W = len(cameras), cameras.height, cameras.width
         w2c = world_to_camera(cameras)
         # Summed in a fixed order, where a product of matrices would have other bits in a batch than alone.
-        local = _dot(w2c[:, None, :3, :3], vertices[:, None]) + w2c[:, None, :3, 3]
+        local = dot(w2c[:, None, :3, :3], vertices[:, None]) + w2c[:, None, :3, 3]
         surface = intersect(local, mesh.faces, zbuffer(local, mesh.faces, cameras), cameras.K)
         material = mesh.material(surface.face, surface.weights)
         normal = material.normal * surface.front[:, None]
@@ -231,7 +180,9 @@ class Raster:
         columns = [ones, surface.depth[:, None], normal, material.albedo]
         if self.light is not None:
             view = surface.at // (H * W)
-            ray = _dot(cameras.c2w[view, :3, :3], _rays(cameras.K, view, surface.at % W, surface.at // W % H)[:, None])
+            ray = dot(
+                cameras.c2w[view, :3, :3], pixel_rays(cameras.K, view, surface.at % W, surface.at // W % H)[:, None]
+            )
             columns.append(self.light(Lit(replace(material, normal=normal), normalize(-ray, dim=-1), view), B, step))
         shown = torch.cat(columns, dim=1)
         image = shown.new_zeros(B * H * W, shown.shape[1]).index_copy(0, surface.at, shown)
