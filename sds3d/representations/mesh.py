@@ -19,9 +19,8 @@ from torch.nn.functional import normalize
 
 from ..core import RenderOutput, Representation, Step
 from ..schedules import Number, Ramp, value
+from .adam import adam_
 
-BETAS = (0.9, 0.99)  # as the Gaussians': a run has a few hundred steps
-EPS = 1e-15
 OFFSETS = Ramp(5e-3, 5e-4, curve="exponential")  # these rates suit about 300 steps on an object of radius 1
 COLOURS = Ramp(5e-2, 2e-2)
 MAX_SUBDIVISIONS = 6  # 81920 triangles
@@ -113,7 +112,8 @@ class Triangles(Representation):
             setattr(self, name, nn.Parameter(tensors[name].detach().clone()))
         self.edges = edges(self.faces)
         self._optimise: Rates | None = None
-        self._adam: torch.optim.Adam | None = None
+        self._moments: dict[str, Tensor] = {}  # "first.offsets", "second.offsets", ...
+        self._steps = 0
 
     @classmethod
     @abstractmethod
@@ -167,48 +167,30 @@ class Triangles(Representation):
         if not isinstance(optimise, self.OPTIMISE):
             wanted, given = self.OPTIMISE.__name__, type(optimise).__name__
             raise TypeError(f"A {type(self).__name__} is optimised by a {wanted}, given {given}.")
-        self._optimise = cast(Rates, optimise)
-        groups = [{"params": [getattr(self, name)], "name": name} for name in self.LEARNT]
-        self._adam = torch.optim.Adam(groups, lr=0.0, betas=BETAS, eps=EPS, foreach=False)
-        self._start_moments({})
-
-    def _start_moments(self, tensors: Mapping[str, Tensor]) -> None:
-        """Fill Adam's state from saved tensors, with zeros where there are none."""
-        assert self._adam is not None  # It is made just before.
-        for name in self.LEARNT:
-            parameter = getattr(self, name)
-            zeros = torch.zeros_like(parameter.detach())
-            self._adam.state[parameter] = {
-                "step": tensors.get("steps", torch.tensor(0.0)).float().cpu().clone(),
-                "exp_avg": tensors.get(f"first.{name}", zeros).to(zeros).clone(),
-                "exp_avg_sq": tensors.get(f"second.{name}", zeros).to(zeros).clone(),
-            }
+        self._optimise, self._steps = cast(Rates, optimise), 0
+        self._moments = {
+            f"{moment}.{name}": torch.zeros_like(getattr(self, name).detach())
+            for name in self.LEARNT
+            for moment in ("first", "second")
+        }
 
     def update(self, out: RenderOutput, step: Step) -> Mapping[str, float]:
         """One Adam step on the gradients at hand, which are then dropped. ValueError where `prepare` was not called."""
-        if self._adam is None or self._optimise is None:
+        if self._optimise is None:
             raise ValueError("This mesh has no optimiser yet: call prepare() first.")
-        rates = self._optimise.rates(step.progress)
-        for group in self._adam.param_groups:
-            group["lr"] = rates[group["name"]]
-            for parameter in group["params"]:
-                if parameter.grad is None:  # Moments decay alike in every parameter, so one count of steps serves all.
-                    parameter.grad = torch.zeros_like(parameter)
-        self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
+        self._steps += 1
+        for name, rate in self._optimise.rates(step.progress).items():
+            first, second = self._moments[f"first.{name}"], self._moments[f"second.{name}"]
+            adam_(getattr(self, name), first, second, self._steps, rate)
         return {"triangles": len(self)}
 
     def state(self) -> dict[str, Tensor]:
         """All tensors of the mesh; after `prepare` also moments ("first.*", "second.*") and "steps"."""
         tensors = {name: getattr(self, name).detach().clone() for name in (*self.FIXED, *self.LEARNT)}
-        if self._adam is None:
+        if self._optimise is None:
             return tensors
-        for name in self.LEARNT:
-            moments = self._adam.state[getattr(self, name)]
-            tensors[f"first.{name}"] = moments["exp_avg"].clone()
-            tensors[f"second.{name}"] = moments["exp_avg_sq"].clone()
-            tensors["steps"] = moments["step"].clone()
-        return tensors
+        moments = {name: tensor.clone() for name, tensor in self._moments.items()}
+        return {**tensors, **moments, "steps": torch.tensor(self._steps)}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `state`; another mesh may come in. Without `prepare` the moments are not taken.
@@ -216,22 +198,22 @@ class Triangles(Representation):
         Raises ValueError for missing tensors, wrong shapes and numbers that are not finite.
         """
         wanted = [*self.FIXED, *self.LEARNT]
-        moments = [f"{moment}.{name}" for name in self.LEARNT for moment in ("first", "second")]
-        missing = [n for n in wanted + ([*moments, "steps"] if self._adam is not None else []) if n not in tensors]
+        running = [] if self._optimise is None else [*self._moments, "steps"]
+        missing = [name for name in (*wanted, *running) if name not in tensors]
         if missing:
             raise ValueError(f'The saved mesh lacks "{missing[0]}".')
         self.check(tensors)
         taken = {name: tensors[name].to(getattr(self, name)) for name in wanted}
-        for name in moments if self._adam is not None else ():
-            check_rows(name, tensors[name], taken[name.split(".")[1]].shape)
+        if self._optimise is not None:
+            moments = {name: tensors[name].to(self.base).clone() for name in self._moments}
+            for name, tensor in moments.items():
+                check_rows(name, tensor, taken[name.split(".")[1]].shape)
+            self._moments, self._steps = moments, int(tensors["steps"])
         for name in self.FIXED:
             setattr(self, name, taken[name].clone())
         self.edges = edges(self.faces)
         for name in self.LEARNT:
             setattr(self, name, nn.Parameter(taken[name].clone(), requires_grad=getattr(self, name).requires_grad))
-        if self._adam is not None:
-            self.prepare(self._optimise, Step(0))
-            self._start_moments(tensors)
 
 
 class Mesh(Triangles):
