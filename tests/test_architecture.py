@@ -45,6 +45,7 @@ OWNERS = {
     "av": {"export"},
     "fast_simplification": {"representations"},
     "imageio": {"export"},
+    "trimesh": {"export"},
     "PIL": {"export", "watchers", "sheet", "report", "playroom"},
     "rich": {"watchers", "cli"},
     "click": {"cli", "ending"},

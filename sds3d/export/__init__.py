@@ -18,6 +18,7 @@ from ..cameras import turntable
 from ..core import Cameras, Renderer, Representation
 from ..files import write
 from ..representations.gaussians import Gaussians
+from ..representations.mesh import Mesh, Triangles
 from .check import psnr
 from .placement import Placement
 
@@ -57,6 +58,10 @@ EXPORTS: dict[str, Asset | Film] = {
     "spz": Asset("asset.spz", "Gaussians in a fifth of the bytes, for the web", "spz", Gaussians, 30.0),
     "splat": Asset("asset.splat", "Gaussians in half of the bytes, for older viewers", "splat", Gaussians, 30.0),
     "glb-splat": Asset("asset.splat.glb", "Gaussians as glTF, KHR_gaussian_splatting", "glb_splat", Gaussians, 35.0),
+    "glb": Asset("asset.glb", "a mesh as glTF, for Blender, browsers and game engines", "glb", Mesh, 28.0),
+    "obj": Asset("asset.obj", "a mesh as text, with a material file beside it", "obj", Mesh, 28.0),
+    "ply-mesh": Asset("asset.mesh.ply", "a mesh with colours at its vertices", "ply_mesh", Mesh, 28.0),
+    "stl": Asset("asset.stl", "the shape of a mesh in millimetres, for printers", "stl", Mesh, 28.0, "normal"),
     "mp4": Film("turntable.mp4", "once around the object"),
     "webp": Film("turntable.webp", "the same as an animated picture"),
     "mp4-normal": Film("turntable-normal.mp4", "its normals, (n + 1) / 2 of the world's axes", "normal"),
@@ -93,7 +98,9 @@ def can_hold(name: str, rep: Representation) -> bool:
 
 
 def _words(kind: type[Representation]) -> str:
-    return "a set of Gaussians" if kind is Gaussians else f"a {kind.__name__}"
+    if issubclass(kind, Triangles):
+        return "a mesh"
+    return "a set of Gaussians" if issubclass(kind, Gaussians) else f"a {kind.__name__}"
 
 
 def export(

@@ -18,13 +18,13 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..core import Renderer, Representation
 from ..representations.gaussians import Gaussians
 from .colour import srgb_to_linear
 from .gltf import POINTS, Buffer, read_glb, to_glb
-from .splats import C0, Y_UP, Columns, bytes_of, logit, to_columns, to_gaussians
+from .rounding import bytes_of, float32, logit
+from .splats import C0, Y_UP, Columns, to_columns, to_gaussians
 
 NAME = "KHR_gaussian_splatting"
 POSITION, ROTATION, SCALE = "POSITION", f"{NAME}:ROTATION", f"{NAME}:SCALE"
@@ -38,14 +38,14 @@ def encode(rep: Representation, renderer: Renderer, provenance: Mapping[str, str
     opacity = columns.opacity_logits.sigmoid()[:, None]
     buffer = Buffer()
     attributes = {
-        POSITION: buffer.positions(_float32(columns.means)),
+        POSITION: buffer.positions(float32(columns.means)),
         "COLOR_0": buffer.column(
             bytes_of(255 * torch.cat([srgb_to_linear(columns.rgb), opacity], dim=1)).numpy(), normalized=True
         ),
-        ROTATION: buffer.column(_float32(columns.quats[:, [1, 2, 3, 0]])),
-        SCALE: buffer.column(_float32(columns.log_scales.exp())),
-        OPACITY: buffer.column(_float32(opacity)),
-        CONSTANT: buffer.column(_float32((columns.rgb - 0.5) / C0)),
+        ROTATION: buffer.column(float32(columns.quats[:, [1, 2, 3, 0]])),
+        SCALE: buffer.column(float32(columns.log_scales.exp())),
+        OPACITY: buffer.column(float32(opacity)),
+        CONSTANT: buffer.column(float32((columns.rgb - 0.5) / C0)),
     }
     kind = {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}
     primitive = {"mode": POINTS, "attributes": attributes, "extensions": {NAME: kind}}
@@ -66,8 +66,3 @@ def decode(files: Mapping[str, bytes]) -> Gaussians:
         raise ValueError(f"{name} holds a splat whose size is no positive number.")
     columns = Columns(position, scale.log(), rotation[:, [3, 0, 1, 2]], logit(opacity[:, 0]), 0.5 + C0 * dc)
     return to_gaussians(columns, Y_UP, name)
-
-
-def _float32(table: Tensor) -> np.ndarray:
-    """As little-endian float32, without the sign of a zero."""
-    return (table.numpy() + 0.0).astype("<f4")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core import Representation
 from ..representations.gaussians import Gaussians
+from ..representations.mesh import Triangles
 
 SEEN = 0.5  # of the highest opacity; fainter Gaussians have no say in how large the object is
 
@@ -35,10 +36,14 @@ class Similarity:
         if self == Similarity():
             return rep
         moved = copy.deepcopy(rep)
-        if not isinstance(moved, Gaussians):
-            raise TypeError(f"Size and pivot are for what has points, not for {type(rep).__name__}.")
-        moved.means.copy_(self.points(moved.means))
-        moved.log_scales.add_(math.log(self.scale))
+        if isinstance(moved, Triangles):
+            moved.base.copy_(self.points(moved.vertices))
+            moved.offsets.zero_()
+        elif isinstance(moved, Gaussians):
+            moved.means.copy_(self.points(moved.means))
+            moved.log_scales.add_(math.log(self.scale))
+        else:
+            raise TypeError(f"Size and pivot are for Gaussians and meshes, not for a {type(rep).__name__}.")
         return moved
 
     def points(self, points: Float[Tensor, "M 3"]) -> Float[Tensor, "M 3"]:
@@ -78,9 +83,11 @@ class Placement:
 
 @torch.no_grad()
 def bounds(rep: Representation) -> tuple[Float[Tensor, "3"], Float[Tensor, "3"]]:
-    """The two corners of the bounding box: of the centres of Gaussians that can be seen. Raises TypeError."""
-    if not isinstance(rep, Gaussians):
-        raise TypeError(f"Size and pivot are for what has points, not for {type(rep).__name__}.")
-    seen = rep.opacities >= SEEN * rep.opacities.max()
-    points = rep.means[seen]
+    """The two corners of the bounding box: of a mesh, or of the centres of Gaussians that can be seen. TypeError."""
+    if isinstance(rep, Triangles):
+        points = rep.vertices[rep.faces.unique()]
+    elif isinstance(rep, Gaussians):
+        points = rep.means[rep.opacities >= SEEN * rep.opacities.max()]
+    else:
+        raise TypeError(f"Size and pivot are for Gaussians and meshes, not for a {type(rep).__name__}.")
     return points.amin(dim=0), points.amax(dim=0)

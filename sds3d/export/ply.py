@@ -27,6 +27,7 @@ from torch import Tensor
 from ..core import Renderer, Representation
 from ..representations.gaussians import Gaussians
 from .provenance import plain
+from .rounding import float32
 from .splats import C0, Y_DOWN, Columns, to_columns, to_gaussians
 
 NAMES = (
@@ -56,7 +57,7 @@ def encode(rep: Representation, renderer: Renderer, provenance: Mapping[str, str
     lines = ["ply", "format binary_little_endian 1.0"]
     lines += [f"comment {plain(word)} {plain(said)}" for word, said in provenance.items()]
     lines += [f"element vertex {len(table)}", *(f"property float {column}" for column in NAMES), "end_header", ""]
-    return {name: "\n".join(lines).encode("ascii") + (table.numpy() + 0.0).astype("<f4").tobytes()}
+    return {name: "\n".join(lines).encode("ascii") + float32(table).tobytes()}
 
 
 def read_ply(path: str | Path) -> Gaussians:

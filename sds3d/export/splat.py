@@ -19,7 +19,8 @@ import torch
 
 from ..core import Renderer, Representation
 from ..representations.gaussians import Gaussians
-from .splats import Y_DOWN, Columns, bytes_of, logit, to_columns, to_gaussians
+from .rounding import bytes_of, logit
+from .splats import Y_DOWN, Columns, to_columns, to_gaussians
 
 ROW = np.dtype([("mean", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("quat", "u1", 4)])
 

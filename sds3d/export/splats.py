@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ..core import Representation
 from ..representations.gaussians import Gaussians, rotation_matrix
+from .rounding import logit
 
 C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi))
 Y_DOWN = (0.5, 0.5, -0.5, 0.5)  # (x, y, z) -> (-y, -z, x), as 3DGS trains
 Y_UP = (-0.5, 0.5, 0.5, 0.5)  # (x, y, z) -> (y, z, x), as glTF; the same, turned by 180 degrees about z
-SMALLEST = 1e-6  # how near to 0 and 1 a value comes whose logit is wanted
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,6 @@ def to_gaussians(columns: Columns, frame: tuple[float, ...], name: str) -> Gauss
         logit(columns.rgb),
     )
     return Gaussians(*(tensor.float() for tensor in tensors))
-
-
-def logit(share: Tensor) -> Tensor:
-    """The logit of numbers in [0, 1], finite at both ends; NaN stays NaN."""
-    return share.clamp(SMALLEST, 1 - SMALLEST).logit()
-
-
-def bytes_of(values: Tensor) -> Tensor:
-    """Rounded to whole numbers from 0 to 255, as uint8."""
-    return values.round().clamp(0, 255).to(torch.uint8)
 
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:

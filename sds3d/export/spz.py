@@ -27,7 +27,8 @@ import torch
 from ..core import Renderer, Representation
 from ..representations.gaussians import Gaussians
 from .provenance import one_line
-from .splats import C0, Y_DOWN, Columns, bytes_of, logit, to_columns, to_gaussians
+from .rounding import bytes_of, logit
+from .splats import C0, Y_DOWN, Columns, to_columns, to_gaussians
 
 MAGIC, VERSION = 0x5053474E, 3
 HEADER = struct.Struct("<IIIBBBB")
