@@ -136,6 +136,22 @@ def silhouettes(
     high = low + torch.where(upright, 1, W)
     inner, outer = torch.where(upper_inside, high, low), torch.where(upper_inside, low, high)
     kept &= z * (1 + BEHIND) < depth[torch.where(kept, outer, 0)]
+    return _farthest(Crossings(inner[kept], outer[kept], f[kept]))
+
+
+def _farthest(crossings: Crossings) -> Crossings:
+    """Of several silhouettes between the same two pixels the one that reaches farthest out, the first of equal ones.
+
+    Near the outline of a fine mesh many edges have both of their triangles on one side; the outline is the outermost.
+    """
+    inner, outer, f = crossings.inner, crossings.outer, crossings.f
+    # Pixels are neighbours, so their indices and the direction name a pair.
+    pair = torch.stack([inner, outer], dim=1).unique(dim=0, return_inverse=True)[1]
+    order = f.detach().argsort(descending=True, stable=True)
+    order = order[pair[order].argsort(stable=True)]
+    first = torch.ones_like(order, dtype=torch.bool)
+    first[1:] = pair[order][1:] != pair[order][:-1]
+    kept = order[first].sort().values
     return Crossings(inner[kept], outer[kept], f[kept])
 
 

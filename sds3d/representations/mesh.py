@@ -23,6 +23,7 @@ from .adam import adam_
 
 OFFSETS = Ramp(5e-3, 5e-4, curve="exponential")  # these rates suit about 300 steps on an object of radius 1
 COLOURS = Ramp(5e-2, 2e-2)
+REACH, SWEEPS = 20.0, 16  # of `Triangles.diffused`
 MAX_SUBDIVISIONS = 6  # 81920 triangles
 
 
@@ -148,13 +149,29 @@ class Triangles(Representation):
         spread = self.face_normals().repeat_interleave(3, dim=0)
         return normalize(torch.zeros_like(self.base).index_add(0, self.faces.reshape(-1), spread), dim=-1)
 
-    def laplacian(self) -> Float[Tensor, "V 3"]:
-        """Mean of each vertex's neighbours less the vertex itself (the uniform Laplacian); 0 for a lone vertex."""
+    def neighbour_mean(self, values: Float[Tensor, "V c"]) -> Float[Tensor, "V c"]:
+        """The mean of the values of each vertex's neighbours; for a lone vertex its own."""
         ends = torch.unique(self.edges.ends, dim=0)
         ends = torch.cat([ends, ends.flip(1)])
-        away = self.vertices[ends[:, 1]] - self.vertices[ends[:, 0]]
-        total = torch.zeros_like(self.base).index_add(0, ends[:, 0], away)
-        return total / torch.bincount(ends[:, 0], minlength=len(self.base)).clamp(min=1)[:, None]
+        total = torch.zeros_like(values).index_add(0, ends[:, 0], values[ends[:, 1]])
+        count = torch.bincount(ends[:, 0], minlength=len(values))[:, None]
+        return torch.where(count > 0, total / count.clamp(min=1), values)
+
+    def laplacian(self) -> Float[Tensor, "V 3"]:
+        """Mean of each vertex's neighbours less the vertex itself (the uniform Laplacian)."""
+        return self.neighbour_mean(self.vertices) - self.vertices
+
+    @torch.no_grad()
+    def diffused(self, values: Float[Tensor, "V c"]) -> Float[Tensor, "V c"]:
+        """Values at the vertices spread over the surface: about (I - `REACH` L)^-1, L the uniform Laplacian.
+
+        A gradient at silhouettes falls on a few vertices; descended as it is, it wrinkles the surface, and spread it
+        moves the surface as a whole (Nicolet, Jacobson, Jakob 2021, "Large Steps in Inverse Rendering of Geometry").
+        """
+        spread = values
+        for _ in range(SWEEPS):  # of Jacobi's method, each of which reaches one edge further
+            spread = (values + REACH * self.neighbour_mean(spread)) / (1 + REACH)
+        return spread
 
     def bends(self) -> Float[Tensor, "P"]:
         """1 - cosine of the angle between the normals of each two triangles that share an edge; 0 where flat."""
@@ -274,6 +291,10 @@ class Sphere:
 
     def __call__(self, previous: Representation | None, step: Step) -> Representation:
         return icosphere(self.subdivisions, self.radius)
+
+    def blank(self, previous: Representation | None) -> Representation:
+        """A mesh of twenty triangles."""
+        return icosphere(0)
 
 
 def icosphere(subdivisions: int, radius: float = 1.0) -> Mesh:

@@ -1,0 +1,103 @@
+"""A mesh of whatever can be drawn: Gaussians, a field, or another mesh.
+
+Pictures from all around are fused to a surface, which is thinned and painted; then its vertices and colours are fitted
+to the same pictures, because an iso-surface on a grid is blunt at edges and a little small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cameras import orbit
+from .core import Background, Cameras, Renderer, RenderOutput, Representation, Step
+from .renderers.raster import Raster
+from .representations.fusion import fuse, paint, without_specks
+from .representations.isosurface import surface_nets
+from .representations.mesh import Mesh, icosphere
+from .representations.simplify import simplified
+from .schedules import Ramp, value
+
+RINGS = ((-10.0, 8), (15.0, 8), (45.0, 8), (80.0, 2))  # elevation in degrees, views; no stage looks from further below
+INSIDE = 1e-3  # how near to 0 and 1 a colour comes, whose logit is kept
+VIEWS = 4  # of a step of the fit
+STEP_LENGTH = Ramp(4e-3, 4e-4, curve="exponential")
+COLOUR_RATE, MOMENTUM = 5e-2, 0.8
+
+
+def all_around(size: int, like: Tensor) -> Cameras:
+    """Cameras on rings around the object, each turned by half a step against the one below it."""
+    rings = enumerate(RINGS)
+    places = [(360 / views * (k + ring / 2), elevation) for ring, (elevation, views) in rings for k in range(views)]
+    azimuth, elevation = (list(angles) for angles in zip(*places, strict=True))
+    return orbit(azimuth, elevation, size).to(like)
+
+
+def fit_to(mesh: Mesh, target: RenderOutput, cameras: Cameras, steps: int) -> Mesh:
+    """A mesh with its vertices and colours moved toward pictures over black.
+
+    The error is the squared difference of colour and of alpha, on `VIEWS` views a step in a fixed order. All vertices
+    share one step length, of `STEP_LENGTH` in world units for the one that moves most.
+    """
+    mesh = Mesh(mesh.vertices, mesh.faces, mesh.colour_logits)
+    colours = torch.optim.Adam([mesh.colour_logits], lr=COLOUR_RATE)
+    momentum = torch.zeros_like(mesh.base)
+    apart = torch.arange(VIEWS) * len(cameras) // VIEWS
+    for index in range(steps):
+        rows = (apart + index) % len(cameras)
+        some = Cameras(cameras.c2w[rows], cameras.K[rows], cameras.height, cameras.width)
+        out = Raster()(mesh, some, Background(target.rgb.new_zeros(VIEWS, 3)))
+        error = (out.rgb - target.rgb[rows]).square().mean() + (out.alpha - target.alpha[rows]).square().mean()
+        mesh.zero_grad()
+        error.backward()
+        colours.step()
+        assert mesh.offsets.grad is not None  # The mesh was drawn.
+        momentum = MOMENTUM * momentum + (1 - MOMENTUM) * mesh.diffused(mesh.offsets.grad)
+        longest = momentum.norm(dim=-1).max().clamp_min(torch.finfo(momentum.dtype).tiny)
+        with torch.no_grad():
+            mesh.offsets -= value(STEP_LENGTH, index / max(steps - 1, 1)) * momentum / longest
+    return Mesh(mesh.vertices, mesh.faces, mesh.colour_logits)
+
+
+@dataclass(frozen=True)
+class Meshed:
+    """A closed mesh with colours at its vertices of what the stage before left.
+
+    It is drawn by `renderer`, that of the stage before, in pictures of `size` pixels. resolution: points a side of the
+    grid on which they are fused. triangles: at most. fit: steps of fitting vertices and colours to the pictures.
+    """
+
+    renderer: Renderer
+    resolution: int = 64
+    triangles: int = 5000
+    size: int = 64
+    fit: int = 100
+
+    def __post_init__(self) -> None:
+        if self.resolution < 8 or self.size < 8 or self.triangles < 4 or self.fit < 0:
+            raise ValueError(
+                "A mesh needs a resolution and a size of at least 8, 4 triangles and no negative fit, given "
+                f"{self.resolution}, {self.size}, {self.triangles} and {self.fit}."
+            )
+
+    def __call__(self, previous: Representation | None, step: Step) -> Representation:
+        """Raises ValueError where there is no stage before, or where it left nothing that can be seen."""
+        if previous is None:
+            raise ValueError("The first stage has nothing to make a mesh of; give it another start, such as a sphere.")
+        like = next(previous.parameters()).detach()
+        cameras = all_around(self.size, like)
+        with torch.no_grad():
+            out = self.renderer(previous, cameras, Background(like.new_zeros(len(cameras), 3)))
+        sdf = without_specks(fuse(out.depth, out.alpha, cameras, self.resolution))
+        if not (sdf < 0).any():
+            raise ValueError("There is nothing to make a mesh of: the asset is nowhere more than half opaque.")
+        mesh = Mesh(*simplified(*surface_nets(sdf), self.triangles))
+        colours = paint(mesh.vertices.detach(), mesh.normals().detach(), out.rgb, out.depth, out.alpha, cameras)
+        painted = Mesh(mesh.vertices, mesh.faces, colours.clamp(INSIDE, 1 - INSIDE).logit())
+        return fit_to(painted, out, cameras, self.fit)
+
+    def blank(self, previous: Representation | None) -> Representation:
+        """A mesh of twenty triangles."""
+        return icosphere(0)
