@@ -37,6 +37,7 @@ from .losses import Losses
 from .prompts import Embeddings, Prompts
 from .schedules import Number, value
 
+FAR = 0.2  # the grey of the farthest depth
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 
 
@@ -85,7 +86,24 @@ def _normal(out: RenderOutput) -> Image:
     return (out.alpha * out.normal + 1) / 2
 
 
-LOOKS: dict[str, Callable[[RenderOutput], Image]] = {"rgb": lambda out: out.rgb, "albedo": _albedo, "normal": _normal}
+def _depth(out: RenderOutput) -> Image:
+    """Nearness as grey, over each view's own range: 1 at the nearest, `FAR` at the farthest, 0 where nothing is.
+
+    So depth estimators and the networks trained on them draw it. The ends of the range have no gradient.
+    """
+    inside, depth = out.alpha > 0.5, out.depth
+    near = torch.where(inside, depth, torch.inf).detach().amin(dim=(1, 2, 3), keepdim=True)
+    far = torch.where(inside, depth, -torch.inf).detach().amax(dim=(1, 2, 3), keepdim=True)
+    share = ((depth - near) / (far - near).clamp_min(1e-6)).clamp(0, 1)
+    return (out.alpha * (1 - (1 - FAR) * share)).expand(-1, -1, -1, 3)
+
+
+LOOKS: dict[str, Callable[[RenderOutput], Image]] = {
+    "rgb": lambda out: out.rgb,
+    "albedo": _albedo,
+    "normal": _normal,
+    "depth": _depth,
+}
 
 
 @dataclass(frozen=True)
@@ -98,7 +116,7 @@ class Guide:
 
     guidance: Guidance = field(metadata={"inline": True})
     prior: str | None = None
-    look: Literal["rgb", "albedo", "normal"] = "rgb"
+    look: Literal["rgb", "albedo", "normal", "depth"] = "rgb"
     weight: Number = 1.0
     view_words: bool = True
 

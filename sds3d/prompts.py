@@ -21,7 +21,8 @@ from .cameras import view_word
 from .core import Background, Cameras, Prior
 
 LONGEST = 2000  # characters of a prompt; a text encoder reads about 300 of them
-LOOK_WORDS = {"rgb": "", "albedo": "", "normal": ", normals"}  # what a prior must be told about the kind of picture
+# What a prior must be told about the kind of picture.
+LOOK_WORDS = {"rgb": "", "albedo": "", "normal": ", normals", "depth": ", depth map"}
 AVOIDED = ("front", "side")  # the views that Perp-Neg keeps out of the others
 
 

@@ -205,7 +205,17 @@ def test_looks_are_pictures_and_have_their_words() -> None:
         assert picture.min() >= 0
         assert picture.max() <= 1
     empty = dataclasses.replace(out, alpha=torch.zeros(1, 4, 4, 1))
-    assert (LOOKS["normal"](empty) == 0.5).all()
+    assert (LOOKS["normal"](empty) == 0.5).all() and (LOOKS["depth"](empty) == 0).all()
+
+
+def test_depth_is_seen_as_nearness_with_gradient() -> None:
+    depth = torch.tensor([2.0, 2.5, 3.0, 9.0]).view(1, 1, 4, 1).requires_grad_()
+    alpha = torch.tensor([1.0, 1.0, 1.0, 0.0]).view(1, 1, 4, 1)
+    picture = LOOKS["depth"](RenderOutput(torch.zeros(1, 1, 4, 3), alpha, depth, torch.zeros(1, 1, 4, 3)))
+    torch.testing.assert_close(picture[0, 0, :, 0].detach(), torch.tensor([1.0, 0.6, 0.2, 0.0]))
+    picture.sum().backward()
+    torch.testing.assert_close(depth.grad[0, 0, 1:3, 0], torch.tensor([-2.4, -2.4]))  # three channels of -0.8
+    assert depth.grad[0, 0, 3] == 0
 
 
 def test_backgrounds_reach_the_prompt() -> None:
