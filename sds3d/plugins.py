@@ -57,6 +57,7 @@ KINDS: dict[str, dict[str, str]] = {
     "start": {
         "blob": "sds3d.representations.start:Blob",
         "continue": "sds3d.representations.start:Continue",
+        "meshed": "sds3d.meshing:Meshed",
         "sphere": "sds3d.representations.mesh:Sphere",
         "ball": "sds3d.representations.field:Ball",
     },
