@@ -12,7 +12,7 @@ from torch import Tensor
 from sds3d.cameras import look_at, orbit, rays
 from sds3d.core import Background, Cameras, Step
 from sds3d.losses import LOSSES
-from sds3d.renderers import reference
+from sds3d.renderers import kernels, reference, volume
 from sds3d.renderers.splats import Splats
 from sds3d.renderers.volume import Volume
 from sds3d.renderers.volume_torch import DIAGONAL
@@ -107,6 +107,22 @@ def test_the_twin_has_the_gradients_of_finite_differences() -> None:
         return out.rgb, out.alpha, out.depth, out.normal, out.away
 
     assert torch.autograd.gradcheck(pictures, rep.grid.detach().clone().requires_grad_())
+
+
+@pytest.mark.skipif(kernels.backend().name != "c", reason="there is no C kernel here")
+def test_the_kernel_is_used_and_its_bits_do_not_depend_on_threads(monkeypatch) -> None:
+    threads, used = torch.get_num_threads(), []
+    draw = volume.volume_c.march
+    monkeypatch.setattr(volume.volume_c, "march", lambda *inputs: used.append(1) or draw(*inputs))
+    try:
+        found = []
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(render(Volume(), scene(), cameras()))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(used) == 2
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 @pytest.mark.parametrize("backend", ["torch", "auto"])

@@ -10,7 +10,8 @@ from torch import Tensor
 from ..cameras import rays
 from ..core import Background, Cameras, RenderOutput, Representation, Step
 from ..representations.field import Field
-from . import volume_torch
+from . import kernels, volume_torch
+from .kernels import volume as volume_c
 from .splats import OUTSIDE
 from .volume_torch import DIAGONAL, SOFT, March, Marched
 
@@ -57,7 +58,11 @@ class Volume:
 
 
 def draw(march: March) -> Marched:
-    """Follow the rays with the backend that suits the field's dtype and device."""
+    """Follow the rays: the C kernel for float32 on the CPU, where there is one, else PyTorch."""
+    if march.grid.device.type == "cpu" and march.grid.dtype == torch.float32:
+        library = kernels.backend().library
+        if library is not None:
+            return volume_c.march(march, library)
     return volume_torch.march(march)
 
 

@@ -108,27 +108,34 @@ def _before(depth: Tensor, ray: Tensor) -> Tensor:
     return torch.exp(total[first] - total).to(depth.dtype)
 
 
+def _look(rays: March, ray: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of samples: raw numbers [n, 4], the slope [n, 3] of x, the unit direction [n, 3], the optical depth [n]."""
+    directions = rays.directions.reshape(-1, 3)[ray]
+    unit = directions / directions.norm(dim=-1, keepdim=True)
+    view = ray // rays.offset[0].numel()
+    raw, slope = _interpolate(rays.grid, rays.origins[view] + t[:, None] * unit)
+    return raw, slope, unit, rays.step * DENSITY_SCALE * softplus(raw[:, 0])
+
+
+@torch.no_grad()
+def live_samples(rays: March) -> tuple[Tensor, Tensor]:
+    """Ray and distance [n] of the samples that add to the picture, sorted by ray and there by distance."""
+    ray, t = _samples(rays)
+    if rays.stop == 0:
+        return ray, t
+    live = _before(_look(rays, ray, t)[-1], ray) > rays.stop
+    return ray[live], t[live]
+
+
 def march(rays: March) -> Marched:
     """Follow every ray; differentiable in the grid. Memory grows with the samples."""
     B, H, W = rays.offset.shape
-    ray, t = _samples(rays)
-    lengths = rays.directions.norm(dim=-1).flatten()
-    view = ray // (H * W)
-
-    def look() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        direction = (rays.directions.reshape(-1, 3) / lengths[:, None])[ray]
-        raw, slope = _interpolate(rays.grid, rays.origins[view] + t[:, None] * direction)
-        return raw, slope, direction, rays.step * DENSITY_SCALE * softplus(raw[:, 0])
-
-    if rays.stop > 0:
-        with torch.no_grad():
-            live = _before(look()[-1], ray) > rays.stop
-            ray, t, view = ray[live], t[live], view[live]
-    raw, slope, direction, depth = look()
+    ray, t = live_samples(rays)
+    raw, slope, unit, depth = _look(rays, ray, t)
     weight = -torch.expm1(-depth) * _before(depth, ray)
     normal = -slope * (slope.square().sum(-1, keepdim=True) + SOFT).rsqrt()
-    away = (normal * direction).sum(-1, keepdim=True).clamp_min(0).square()
-    z = (t / lengths[ray])[:, None]
+    away = (normal * unit).sum(-1, keepdim=True).clamp_min(0).square()
+    z = t[:, None] / rays.directions.norm(dim=-1).flatten()[ray, None]
     features = torch.cat([raw[:, 1:].sigmoid(), torch.ones_like(z), z, normal, away], dim=-1)
     sums = features.new_zeros(B * H * W, sum(SUMS)).index_add(0, ray, weight[:, None] * features)
     return Marched(*sums.reshape(B, H, W, -1).split(SUMS, dim=-1))

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -15,27 +11,7 @@ from torch.autograd.function import once_differentiable
 from ...cameras import world_to_camera
 from ...core import Cameras
 from ..splats_torch import Drawn, Shapes
-
-
-@functools.cache
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """One pool per size; `process` keys it, because threads do not survive a fork."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="splats")
-
-
-def _each(views: int, call: Callable[[int], int]) -> None:
-    """Run call(view) for every view, on as many threads as torch uses; the bits do not depend on how many."""
-    threads = min(torch.get_num_threads(), views)
-    failed = map(call, range(views)) if threads == 1 else _pool(threads, os.getpid()).map(call, range(views))
-    if any(list(failed)):
-        raise MemoryError("There is no memory left to draw the Gaussians.")
-
-
-def _at(tensor: Tensor | None, row: int = 0) -> ctypes.c_void_p:
-    """Address of a row of a contiguous tensor, NULL for None."""
-    if tensor is None:
-        return ctypes.c_void_p()
-    return ctypes.c_void_p(tensor.data_ptr() + row * tensor.stride(0) * tensor.element_size())
+from .views import address, each_view
 
 
 def _packed(cameras: Cameras) -> Tensor:
@@ -58,13 +34,13 @@ class _Draw(torch.autograd.Function):
         state = means.new_empty(B, library.splats_state_size(n, W, H))
         colour, alpha, depth = means.new_empty(B, H, W, 3), means.new_empty(B, H, W, 1), means.new_empty(B, H, W, 1)
         radii = means.new_empty(B, n)
-        library.splats_shape(n, *(_at(t) for t in (*tensors, shape)))
+        library.splats_shape(n, *(address(t) for t in (*tensors, shape)))
 
         def view(b: int) -> int:
-            out = (_at(t, b) for t in (colour, alpha, depth, means2d, radii, state))
-            return library.splats_forward(n, _at(shape), _at(rgb), _at(packed, b), W, H, *out)
+            out = (address(t, b) for t in (colour, alpha, depth, means2d, radii, state))
+            return library.splats_forward(n, address(shape), address(rgb), address(packed, b), W, H, *out)
 
-        _each(B, view)
+        each_view(B, view)
         ctx.save_for_backward(scales, quats, opacities, shape, packed, state)
         ctx.library, ctx.size = library, (n, B, H, W)
         ctx.mark_non_differentiable(radii)
@@ -81,12 +57,12 @@ class _Draw(torch.autograd.Function):
         gradient, g_means2d = state.new_empty(B, library.splats_gradient_size(n)), state.new_empty(B, n, 2)
 
         def view(b: int) -> int:
-            upstream = (_at(t, b) for t in (g_colour, g_alpha, g_depth, state, gradient, g_means2d))
-            return library.splats_backward(n, _at(shape), _at(packed, b), W, H, *upstream)
+            upstream = (address(t, b) for t in (g_colour, g_alpha, g_depth, state, gradient, g_means2d))
+            return library.splats_backward(n, address(shape), address(packed, b), W, H, *upstream)
 
-        _each(B, view)
+        each_view(B, view)
         out = [state.new_empty(s) for s in ((n, 3), (n, 3), (n, 4), (n,), (n, 3))]
-        library.splats_gather(n, B, *(_at(t) for t in (scales, quats, opacities, gradient, *out)))
+        library.splats_gather(n, B, *(address(t) for t in (scales, quats, opacities, gradient, *out)))
         return None, None, g_means2d, *out
 
 
