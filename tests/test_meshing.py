@@ -50,9 +50,9 @@ def test_a_mesh_of_a_scene_looks_like_the_scene(text):
 
 
 def test_a_mesh_of_gaussians_looks_like_them():
-    ball = icosphere(3, 0.7)
-    colours = (ball.vertices.detach() / 0.7 + 1) / 2
-    cloud = surfels(ball.vertices.detach(), ball.faces, colours, 3000, Step(0))
+    vertices = icosphere(3, 0.7).vertices.detach()
+    ball = Mesh(vertices, icosphere(3).faces, ((vertices / 0.7 + 1) / 2).clamp(0.01, 0.99).logit())
+    cloud = surfels(ball, 3000, Step(0))
     mesh = Meshed(Splats(), resolution=32, triangles=800, size=48)(cloud, Step(0))
     cameras, white = orbit([20.0, 110.0, 200.0, 290.0], 30.0, 48), Background(torch.ones(4, 3))
     with torch.no_grad():

@@ -11,23 +11,20 @@ from sds3d.cameras import orbit
 from sds3d.core import Background, Step
 from sds3d.renderers.splats import Splats
 from sds3d.representations.gaussians import rotation_matrix
-from sds3d.representations.isosurface import surface_nets
+from sds3d.representations.mesh import Mesh, icosphere
 from sds3d.representations.surfels import SPREAD, THICK, surfels, turn_to
 
 RADIUS, COUNT = 0.7, 3000
 
 
-def ball():
+def ball() -> Mesh:
     """A ball of triangles with its position as its colour."""
-    axis = torch.linspace(-1, 1, 24)
-    points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)
-    vertices, faces = surface_nets(points.norm(dim=-1) - RADIUS)
-    return vertices, faces, (vertices / RADIUS + 1) / 2
+    vertices = icosphere(3, RADIUS).vertices.detach()
+    return Mesh(vertices, icosphere(3).faces, ((vertices / RADIUS + 1) / 2).clamp(1e-3, 1 - 1e-3).logit())
 
 
 def test_discs_lie_on_the_surface_and_face_out():
-    vertices, faces, rgb = ball()
-    cloud = surfels(vertices, faces, rgb, COUNT, Step(0))
+    cloud = surfels(ball(), COUNT, Step(0))
     out = cloud.means / cloud.means.norm(dim=-1, keepdim=True)
     assert (cloud.means.norm(dim=-1) - RADIUS).abs().max() < 0.02
     normals = rotation_matrix(cloud.quats)[:, :, 2]
@@ -39,13 +36,13 @@ def test_discs_lie_on_the_surface_and_face_out():
 
 def test_they_are_even_by_area():
     """Each octant of the ball holds an eighth, far nearer than independent draws would bring it."""
-    cloud = surfels(*ball(), COUNT, Step(0))
+    cloud = surfels(ball(), COUNT, Step(0))
     octant = ((cloud.means > 0).long() * torch.tensor([1, 2, 4])).sum(dim=-1)
     assert (torch.bincount(octant, minlength=8) - COUNT / 8).abs().max() < 0.06 * COUNT / 8
 
 
 def test_they_are_drawn_as_a_closed_ball():
-    cloud = surfels(*ball(), COUNT, Step(0))
+    cloud = surfels(ball(), COUNT, Step(0))
     cameras = orbit([0.0, 90.0, 200.0], 15.0, 48)
     out = Splats()(cloud, cameras, Background(torch.ones(3, 3)))
     focal = float(cameras.K[0, 0, 0])
@@ -69,4 +66,4 @@ def test_turns_take_z_to_any_direction():
 def test_a_mesh_without_area_is_refused():
     flat = torch.zeros(3, 3)
     with pytest.raises(ValueError, match="its area is 0"):
-        surfels(flat, torch.tensor([[0, 1, 2]]), flat, 10, Step(0))
+        surfels(Mesh(flat, torch.tensor([[0, 1, 2]])), 10, Step(0))

@@ -15,12 +15,13 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..core import Step
 from .gaussians import Gaussians
+from .mesh import Triangles
 
 SPREAD, THICK = 0.65, 0.1  # in spacings; discs that overlap so far leave no holes
 OPACITY = 0.95
@@ -28,11 +29,10 @@ INSIDE = 1e-3  # how near to 0 and 1 a colour comes, whose logit is kept
 
 
 @torch.no_grad()
-def surfels(
-    vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"], rgb: Float[Tensor, "V 3"], count: int, step: Step
-) -> Gaussians:
-    """`count` Gaussians on a mesh with colours in [0, 1] at its vertices. Raises ValueError where it has no area."""
-    corners = vertices[faces]  # [F, 3, 3]
+def surfels(mesh: Triangles, count: int, step: Step) -> Gaussians:
+    """`count` Gaussians on a mesh, in its unshaded colours. Raises ValueError where it has no area."""
+    vertices = mesh.vertices
+    corners = vertices[mesh.faces]  # [F, 3, 3]
     across = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     areas = across.norm(dim=-1).double() / 2
     total = float(areas.sum())
@@ -40,11 +40,11 @@ def surfels(
         raise ValueError(f"A mesh must have a surface to be covered with Gaussians; its area is {total:g}.")
     u, v, w = torch.special.ndtr(step.normal("surfels", vertices.new_empty(1, count, 3))[0]).double().unbind(-1)
     along = (torch.arange(count, device=areas.device) + u) * (total / count)
-    face = torch.searchsorted(areas.cumsum(0), along).clamp(max=len(faces) - 1)
+    face = torch.searchsorted(areas.cumsum(0), along).clamp(max=len(areas) - 1)
     root = v.sqrt()
     weights = torch.stack([1 - root, root * (1 - w), root * w], dim=-1).to(vertices)  # even over the triangle
     means = (weights[..., None] * corners[face]).sum(dim=1)
-    colours = (weights[..., None] * rgb[faces[face]]).sum(dim=1).clamp(INSIDE, 1 - INSIDE)
+    colours = mesh.material(face, weights).albedo.clamp(INSIDE, 1 - INSIDE)
     spacing = math.sqrt(total / count)
     scales = vertices.new_tensor([SPREAD, SPREAD, THICK]) * spacing
     return Gaussians(
