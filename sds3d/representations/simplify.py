@@ -28,7 +28,7 @@ def simplified(
             import fast_simplification
         except ImportError:
             raise ImportError('Meshes are simplified by fast-simplification: pip install "sds3d[mesh]".') from None
-        points, triangles = fast_simplification.simplify(
+        points, triangles, *_ = fast_simplification.simplify(
             vertices.detach().cpu().float().numpy(), faces.cpu().int().numpy(), target_count=count
         )
         vertices = torch.from_numpy(points).to(vertices)
