@@ -58,12 +58,14 @@ KINDS: dict[str, dict[str, str]] = {
         "blob": "sds3d.representations.start:Blob",
         "continue": "sds3d.representations.start:Continue",
         "meshed": "sds3d.meshing:Meshed",
+        "file": "sds3d.opening:File",
         "sphere": "sds3d.representations.mesh:Sphere",
         "ball": "sds3d.representations.field:Ball",
     },
     "optimise": {
         "gaussians": "sds3d.representations.gaussians:GaussianOptimise",
         "mesh": "sds3d.representations.mesh:MeshOptimise",
+        "texture": "sds3d.representations.texture:TextureOptimise",
         "field": "sds3d.representations.field:FieldOptimise",
     },
     "renderer": {
@@ -71,7 +73,7 @@ KINDS: dict[str, dict[str, str]] = {
         "raster": "sds3d.renderers.raster:Raster",
         "volume": "sds3d.renderers.volume:Volume",
     },
-    "light": {"lambert": "sds3d.renderers.shading:Lambert"},
+    "light": {"lambert": "sds3d.renderers.shading:Lambert", "pbr": "sds3d.renderers.shading:Pbr"},
     "cameras": {"orbit": "sds3d.cameras:Orbit"},
     "background": {
         "named": "sds3d.renderers.background:Named",

@@ -44,6 +44,7 @@ OWNERS = {
     "gsplat": {"renderers"},
     "av": {"export"},
     "fast_simplification": {"representations"},
+    "xatlas": {"representations"},
     "imageio": {"export"},
     "trimesh": {"export"},
     "PIL": {"export", "watchers", "sheet", "report", "playroom"},

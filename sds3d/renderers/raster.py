@@ -25,12 +25,12 @@ from torch.nn.functional import normalize
 
 from ..cameras import world_to_camera
 from ..core import Background, Cameras, RenderOutput, Representation, Step
-from ..representations.mesh import Edges, Triangles
+from ..representations.mesh import Edges, Triangles, ranges
 from . import kernels, zbuffer_torch
 from .kernels import zbuffer as zbuffer_c
 from .shading import Light, Lit
 from .splats import OUTSIDE
-from .zbuffer_torch import NEAR, dot, pixel_rays, ranges
+from .zbuffer_torch import NEAR, dot, pixel_rays
 
 BEHIND = 1e-5  # an edge counts as hidden by a surface that is nearer by less than this share: rounding
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core import Cameras
+from ..representations.mesh import ranges
 
 NEAR = 0.01  # in world units; what is nearer to the camera's plane is not drawn
 
@@ -65,12 +66,6 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     """a . b over the last axis, in a fixed order and without fused operations."""
     (ax, ay, az), (bx, by, bz) = a.unbind(-1), b.unbind(-1)
     return ax * bx + ay * by + az * bz
-
-
-def ranges(counts: Int[Tensor, "n"]) -> tuple[Tensor, Tensor]:
-    """For counts (2, 0, 3) the rows (0, 0, 2, 2, 2) and the places within them (0, 1, 0, 1, 2)."""
-    row = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-    return row, torch.arange(len(row), device=counts.device) - (counts.cumsum(0) - counts)[row]
 
 
 def pixel_rays(K: Float[Tensor, "B 3 3"], view: Tensor, x: Tensor, y: Tensor) -> Float[Tensor, "n 3"]:

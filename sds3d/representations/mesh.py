@@ -72,6 +72,12 @@ def edges(faces: Int[Tensor, "F 3"]) -> Edges:
     return Edges(ends[first], both(face), both(opposite))
 
 
+def ranges(counts: Int[Tensor, "n"]) -> tuple[Tensor, Tensor]:
+    """For counts (2, 0, 3) the rows (0, 0, 2, 2, 2) and the places within them (0, 1, 0, 1, 2)."""
+    row = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    return row, torch.arange(len(row), device=counts.device) - (counts.cumsum(0) - counts)[row]
+
+
 @dataclass(frozen=True)
 class Material:
     """What n points of a surface look like: albedo in [0, 1], the unit normal in the world, which points out of the
