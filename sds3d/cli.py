@@ -56,6 +56,7 @@ def cli() -> None:
 @click.option("--device", metavar="cpu|cuda", help="Where to compute.  [a GPU where there is one]")
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change one value of the recipe.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option("--start", type=click.Path(path_type=Path), metavar="FILE", help="Begin with your own splat or mesh.")
 @click.option("--until", metavar="STAGE", help="End with this stage of the recipe for now; --resume goes on.")
 @click.option("--from", "since", metavar="STAGE", help="Make a run's stages anew from this on; --set may change them.")
 @click.option("--draft", is_flag=True, help="Only the prior's own views of the prompt, in seconds: draft.png.")
@@ -73,6 +74,7 @@ def generate(context: click.Context, dry_run: bool, draft: bool, quiet: bool, as
     sds3d generate "a red cube" --set stages.shape.guidance.sds.mix.scale=7
     sds3d generate "a red cube" --guidance ./mine.py:ClassifierScore
     sds3d generate --resume --out house
+    sds3d generate "a red cube" --start cube.glb
     sds3d generate --from colour --out house --set stages.colour.steps=300
 
     A run lives in a folder: preview.png shows it while it is made, run.json tells how it was made. Ctrl-C saves it,

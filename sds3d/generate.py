@@ -30,6 +30,7 @@ from .record import RunFolder, check_free, read_manifest, slug
 from .watchers import PREVIEW_AZIMUTHS, Recorder, png
 
 DRAFT_STEPS, DRAFT_SCALE = 15, 2.0
+FROM_FILE = ("gaussians", "mesh", "texture")  # what `opening.File` makes, as kinds of optimise
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Request:
     force: bool = False
     until: str | None = None
     since: str | None = None
+    start: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -119,14 +121,29 @@ def _data(request: Request) -> dict[str, Any]:
             after = before + stage.steps
             told["steps"] = round(request.steps * after / total) - round(request.steps * before / total)
             before = after
+    if request.start is not None:
+        next(iter(data["stages"].values()))["start"] = _from_file(request.start, next(iter(stages.values())))
     for assignment in request.overrides:
         recipes.override(data, assignment)
     return data
 
 
+def _from_file(path: Path, stage: Stage) -> dict[str, Any]:
+    """The start of a first stage that begins with a file. Raises ValueError where it cannot."""
+    into = plugins.kind_of("optimise", type(stage.optimise))
+    if into not in FROM_FILE:
+        raise ValueError(
+            f"--start begins with Gaussians or a mesh, and the first stage of this recipe optimises a {into}; "
+            "choose another --recipe."
+        )
+    if not path.is_file():
+        raise ValueError(f"There is no file {path} to start from.")
+    return {"kind": "file", "path": str(path), "into": into}
+
+
 def _plan_resume(request: Request, device: torch.device, files: Mapping[str, type]) -> Job:
     """The job of a run that has begun: its own prompt, seed and recipe, whose later stages `since` may change."""
-    changed = [name for name in ("recipe", "prior", "negative", "steps") if getattr(request, name) is not None]
+    changed = [name for name in ("recipe", "prior", "negative", "steps", "start") if getattr(request, name) is not None]
     set_early = bool(request.overrides) and request.since is None
     if set_early or changed or request.force:
         option = "set" if set_early else (changed or ["force"])[0]

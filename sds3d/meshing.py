@@ -6,18 +6,22 @@ to the same pictures, because an iso-surface on a grid is blunt at edges and a l
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .cameras import orbit
 from .core import Background, Cameras, Renderer, RenderOutput, Representation, Step
+from .engine import Start
 from .renderers.raster import Raster
 from .representations.fusion import fuse, paint, without_specks
 from .representations.isosurface import surface_nets
-from .representations.mesh import Mesh, icosphere
+from .representations.mesh import Mesh, Triangles, icosphere
 from .representations.simplify import simplified
+from .representations.texture import unwrap
 from .schedules import Ramp, value
 
 RINGS = ((-10.0, 8), (15.0, 8), (45.0, 8), (80.0, 2))  # elevation in degrees, views; no stage looks from further below
@@ -25,6 +29,7 @@ INSIDE = 1e-3  # how near to 0 and 1 a colour comes, whose logit is kept
 VIEWS = 4  # of a step of the fit
 STEP_LENGTH = Ramp(4e-3, 4e-4, curve="exponential")
 COLOUR_RATE, MOMENTUM = 5e-2, 0.8
+Surface = TypeVar("Surface", bound=Triangles)
 
 
 def all_around(size: int, like: Tensor) -> Cameras:
@@ -35,14 +40,14 @@ def all_around(size: int, like: Tensor) -> Cameras:
     return orbit(azimuth, elevation, size).to(like)
 
 
-def fit_to(mesh: Mesh, target: RenderOutput, cameras: Cameras, steps: int) -> Mesh:
-    """A mesh with its vertices and colours moved toward pictures over black.
+def fit_to(mesh: Surface, target: RenderOutput, cameras: Cameras, steps: int) -> Surface:
+    """A copy of a mesh with its vertices and its colours or textures moved toward pictures over black.
 
     The error is the squared difference of colour and of alpha, on `VIEWS` views a step in a fixed order. All vertices
     share one step length, of `STEP_LENGTH` in world units for the one that moves most.
     """
-    mesh = Mesh(mesh.vertices, mesh.faces, mesh.colour_logits)
-    colours = torch.optim.Adam([mesh.colour_logits], lr=COLOUR_RATE)
+    mesh = copy.deepcopy(mesh)
+    colours = torch.optim.Adam([getattr(mesh, name) for name in mesh.LEARNT if name != "offsets"], lr=COLOUR_RATE)
     momentum = torch.zeros_like(mesh.base)
     apart = torch.arange(VIEWS) * len(cameras) // VIEWS
     for index in range(steps):
@@ -57,8 +62,9 @@ def fit_to(mesh: Mesh, target: RenderOutput, cameras: Cameras, steps: int) -> Me
         momentum = MOMENTUM * momentum + (1 - MOMENTUM) * mesh.diffused(mesh.offsets.grad)
         longest = momentum.norm(dim=-1).max().clamp_min(torch.finfo(momentum.dtype).tiny)
         with torch.no_grad():
-            mesh.offsets -= value(STEP_LENGTH, index / max(steps - 1, 1)) * momentum / longest
-    return Mesh(mesh.vertices, mesh.faces, mesh.colour_logits)
+            mesh.base -= value(STEP_LENGTH, index / max(steps - 1, 1)) * momentum / longest
+    mesh.zero_grad()
+    return mesh
 
 
 @dataclass(frozen=True)
@@ -84,20 +90,67 @@ class Meshed:
 
     def __call__(self, previous: Representation | None, step: Step) -> Representation:
         """Raises ValueError where there is no stage before, or where it left nothing that can be seen."""
+        out, cameras = self.pictures(previous)
+        return fit_to(self.surface(out, cameras), out, cameras, self.fit)
+
+    def pictures(self, previous: Representation | None) -> tuple[RenderOutput, Cameras]:
+        """The asset from all around, over black."""
         if previous is None:
             raise ValueError("The first stage has nothing to make a mesh of; give it another start, such as a sphere.")
         like = next(previous.parameters()).detach()
         cameras = all_around(self.size, like)
         with torch.no_grad():
-            out = self.renderer(previous, cameras, Background(like.new_zeros(len(cameras), 3)))
+            return self.renderer(previous, cameras, Background(like.new_zeros(len(cameras), 3))), cameras
+
+    def surface(self, out: RenderOutput, cameras: Cameras) -> Mesh:
+        """The fused surface, thinned and painted."""
         sdf = without_specks(fuse(out.depth, out.alpha, cameras, self.resolution))
         if not (sdf < 0).any():
             raise ValueError("There is nothing to make a mesh of: the asset is nowhere more than half opaque.")
-        mesh = Mesh(*simplified(*surface_nets(sdf), self.triangles))
-        colours = paint(mesh.vertices.detach(), mesh.normals().detach(), out.rgb, out.depth, out.alpha, cameras)
-        painted = Mesh(mesh.vertices, mesh.faces, colours.clamp(INSIDE, 1 - INSIDE).logit())
-        return fit_to(painted, out, cameras, self.fit)
+        bare = Mesh(*simplified(*surface_nets(sdf), self.triangles))
+        colours = paint(bare.vertices.detach(), bare.normals().detach(), out.rgb, out.depth, out.alpha, cameras)
+        return Mesh(bare.vertices, bare.faces, colours.clamp(INSIDE, 1 - INSIDE).logit())
 
     def blank(self, previous: Representation | None) -> Representation:
         """A mesh of twenty triangles."""
         return icosphere(0)
+
+
+@dataclass(frozen=True)
+class Textured(Meshed):
+    """A closed mesh with textures of `texels` a side, which are baked by fitting them to the same pictures."""
+
+    texels: int = 256
+
+    def __call__(self, previous: Representation | None, step: Step) -> Representation:
+        out, cameras = self.pictures(previous)
+        mesh = fit_to(self.surface(out, cameras), out, cameras, self.fit)
+        return fit_to(unwrap(mesh, self.texels), out, cameras, self.fit)
+
+    def blank(self, previous: Representation | None) -> Representation:
+        """A textured mesh of twenty triangles."""
+        return unwrap(icosphere(0), 16)
+
+
+@dataclass(frozen=True)
+class Unwrapped:
+    """A mesh with textures of `texels` a side, in the colours that its vertices had.
+
+    of: where the mesh comes from, as a start of its own.
+    """
+
+    of: Start
+    texels: int = 256
+
+    def __call__(self, previous: Representation | None, step: Step) -> Representation:
+        """Raises ValueError for what is no mesh with colours at its vertices."""
+        mesh = self.of(previous, step)
+        if not isinstance(mesh, Mesh):
+            raise ValueError(
+                f"Only a mesh with colours at its vertices can be unwrapped, given a {type(mesh).__name__}."
+            )
+        return unwrap(mesh, self.texels)
+
+    def blank(self, previous: Representation | None) -> Representation:
+        """A textured mesh of twenty triangles."""
+        return unwrap(icosphere(0), 16)

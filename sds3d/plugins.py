@@ -58,6 +58,8 @@ KINDS: dict[str, dict[str, str]] = {
         "blob": "sds3d.representations.start:Blob",
         "continue": "sds3d.representations.start:Continue",
         "meshed": "sds3d.meshing:Meshed",
+        "textured": "sds3d.meshing:Textured",
+        "unwrapped": "sds3d.meshing:Unwrapped",
         "file": "sds3d.opening:File",
         "sphere": "sds3d.representations.mesh:Sphere",
         "ball": "sds3d.representations.field:Ball",

@@ -145,8 +145,7 @@ def _farthest(crossings: Crossings) -> Crossings:
     Near the outline of a fine mesh many edges have both of their triangles on one side; the outline is the outermost.
     """
     inner, outer, f = crossings.inner, crossings.outer, crossings.f
-    # Pixels are neighbours, so their indices and the direction name a pair.
-    pair = torch.stack([inner, outer], dim=1).unique(dim=0, return_inverse=True)[1]
+    pair = inner * (1 + outer.amax()) + outer if len(outer) else inner
     order = f.detach().argsort(descending=True, stable=True)
     order = order[pair[order].argsort(stable=True)]
     first = torch.ones_like(order, dtype=torch.bool)

@@ -8,7 +8,7 @@ never change, so a rasteriser with gradients at silhouettes moves the surface, a
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, cast
 
@@ -155,17 +155,23 @@ class Triangles(Representation):
         spread = self.face_normals().repeat_interleave(3, dim=0)
         return normalize(torch.zeros_like(self.base).index_add(0, self.faces.reshape(-1), spread), dim=-1)
 
-    def neighbour_mean(self, values: Float[Tensor, "V c"]) -> Float[Tensor, "V c"]:
-        """The mean of the values of each vertex's neighbours; for a lone vertex its own."""
-        ends = torch.unique(self.edges.ends, dim=0)
-        ends = torch.cat([ends, ends.flip(1)])
-        total = torch.zeros_like(values).index_add(0, ends[:, 0], values[ends[:, 1]])
-        count = torch.bincount(ends[:, 0], minlength=len(values))[:, None]
-        return torch.where(count > 0, total / count.clamp(min=1), values)
+    def averaging(self) -> Callable[[Float[Tensor, "V c"]], Float[Tensor, "V c"]]:
+        """The function from values at vertices to the mean over each vertex's neighbours; a lone one keeps its own."""
+        a, b = self.edges.ends.unbind(1)
+        first = torch.ones_like(a, dtype=torch.bool)  # An edge of more than two triangles stands there several times.
+        first[1:] = (a[1:] != a[:-1]) | (b[1:] != b[:-1])
+        a, b = torch.cat([a[first], b[first]]), torch.cat([b[first], a[first]])
+        count = torch.bincount(a, minlength=len(self.base))[:, None]
+
+        def mean(values: Float[Tensor, "V c"]) -> Float[Tensor, "V c"]:
+            total = torch.zeros_like(values).index_add(0, a, values.index_select(0, b))
+            return torch.where(count > 0, total / count.clamp(min=1), values)
+
+        return mean
 
     def laplacian(self) -> Float[Tensor, "V 3"]:
         """Mean of each vertex's neighbours less the vertex itself (the uniform Laplacian)."""
-        return self.neighbour_mean(self.vertices) - self.vertices
+        return self.averaging()(self.vertices) - self.vertices
 
     @torch.no_grad()
     def diffused(self, values: Float[Tensor, "V c"]) -> Float[Tensor, "V c"]:
@@ -174,9 +180,9 @@ class Triangles(Representation):
         A gradient at silhouettes falls on a few vertices; descended as it is, it wrinkles the surface, and spread it
         moves the surface as a whole (Nicolet, Jacobson, Jakob 2021, "Large Steps in Inverse Rendering of Geometry").
         """
-        spread = values
+        spread, mean = values, self.averaging()
         for _ in range(SWEEPS):  # of Jacobi's method, each of which reaches one edge further
-            spread = (values + REACH * self.neighbour_mean(spread)) / (1 + REACH)
+            spread = (values + REACH * mean(spread)) / (1 + REACH)
         return spread
 
     def bends(self) -> Float[Tensor, "P"]:

@@ -1,0 +1,96 @@
+"""A stage that begins with the user's own asset: a splat file or a mesh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from .core import Representation, Step
+from .export import read
+from .export.placement import Similarity
+from .meshing import Meshed
+from .renderers.splats import Splats
+from .representations.gaussians import Gaussians
+from .representations.mesh import Mesh, Triangles, icosphere
+from .representations.start import Blob
+from .representations.surfels import surfels
+from .representations.texture import TexturedMesh, unwrap
+
+Into = Literal["gaussians", "mesh", "texture"]  # as the kinds of optimise
+RADIUS, SMALLEST = 0.85, 0.2  # of an asset that is brought into the world's sphere, and of one that is left as small
+
+
+@dataclass(frozen=True)
+class File:
+    """The asset of a file that `sds3d export` can write, as the representation that the stage optimises.
+
+    into: Gaussians, a mesh with colours at its vertices, or one with textures. count: Gaussians that a mesh becomes.
+    texels: a side, of the texture that other colours become. An asset that reaches out of the world's sphere, or is
+    smaller than a fifth of it, is moved and scaled into it.
+    """
+
+    path: str
+    into: Into = "gaussians"
+    count: int = 5000
+    texels: int = 512
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.texels < 16:
+            raise ValueError(f"count must be at least 1 and texels 16, given {self.count} and {self.texels}.")
+
+    def __call__(self, previous: Representation | None, step: Step) -> Representation:
+        """Raises ValueError for a file that is not there, cannot be read or holds nothing that can be seen."""
+        if not Path(self.path).is_file():
+            raise ValueError(f"There is no file {self.path} to start from.")
+        rep = placed(read(Path(self.path)))
+        if self.into == "gaussians":
+            return rep if isinstance(rep, Gaussians) else surfels(_triangles(rep), self.count, step)
+        if self.into == "texture" and isinstance(rep, TexturedMesh):
+            return rep
+        mesh = rep if isinstance(rep, Mesh) else _vertex_coloured(rep, step)
+        return mesh if self.into == "mesh" else unwrap(mesh, self.texels)
+
+    def blank(self, previous: Representation | None) -> Representation:
+        """The smallest of its class."""
+        if self.into == "gaussians":
+            return Blob(1).blank(None)
+        return icosphere(0) if self.into == "mesh" else unwrap(icosphere(0), 16)
+
+
+def _triangles(rep: Representation) -> Triangles:
+    if not isinstance(rep, Triangles):
+        raise ValueError(f"A file with {type(rep).__name__} cannot be a start.")
+    return rep
+
+
+def _vertex_coloured(rep: Representation, step: Step) -> Mesh:
+    """A textured mesh keeps its triangles and takes its texture's colours at its corners; Gaussians are meshed."""
+    if isinstance(rep, TexturedMesh):
+        corner = torch.eye(3).to(rep.base)
+        faces = torch.arange(len(rep), device=rep.faces.device)
+        rgb = torch.zeros_like(rep.base)
+        for k in range(3):
+            albedo = rep.material(faces, corner[k].expand(len(faces), 3)).albedo
+            rgb[rep.faces[:, k]] = albedo.detach()
+        return Mesh(rep.vertices, rep.faces, rgb.clamp(1e-3, 1 - 1e-3).logit())
+    made = Meshed(Splats())(rep, step)
+    assert isinstance(made, Mesh)  # That is what it makes.
+    return made
+
+
+def placed(rep: Representation) -> Representation:
+    """The asset within the world's sphere: as it is where it fits, else with the middle of its box in the origin."""
+    points = rep.means if isinstance(rep, Gaussians) else _triangles(rep).vertices
+    points = points.detach()
+    low, high = points.amin(dim=0), points.amax(dim=0)
+    if points.norm(dim=-1).max() <= 1 and (high - low).max() >= 2 * SMALLEST:
+        return rep
+    centre = (low + high) / 2
+    radius = (points - centre).norm(dim=-1).max()
+    if not radius > 0:
+        raise ValueError("The asset has no extent: all of it lies in one point.")
+    x, y, z = centre.tolist()
+    return Similarity(RADIUS / float(radius), (x, y, z))(rep)
