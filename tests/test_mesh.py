@@ -123,9 +123,9 @@ def test_regularisers_smooth_a_mesh_and_refuse_what_is_none():
     assert losses.normal_consistency(lone, out, at(0)) == 0
 
 
-def test_update_is_adam():
+def test_colours_step_by_adam():
     rep = start()
-    names, rates = ("offsets", "colour_logits"), MeshOptimise()
+    names, rates = ("colour_logits",), MeshOptimise()
     twin = {name: getattr(rep, name).detach().clone().requires_grad_() for name in names}
     adam = torch.optim.Adam([{"params": [twin[name]]} for name in names], betas=(0.9, 0.99), eps=1e-15)
     generator = torch.Generator().manual_seed(0)
@@ -139,6 +139,31 @@ def test_update_is_adam():
     for name in names:
         torch.testing.assert_close(getattr(rep, name), twin[name])
         assert getattr(rep, name).grad is None
+
+
+def test_vertices_step_together():
+    """The step is along the spread gradient, and as long as the rate where that is longest."""
+    rep = icosphere(3)
+    rep.prepare(MeshOptimise(offsets=1e-2), Step(0))
+    gradient = torch.zeros_like(rep.base)
+    gradient[7, 2] = 3.0
+    spread = rep.diffused(gradient)
+    rep.offsets.grad = gradient.clone()
+    rep.update(Raster()(rep, CAMERAS, WHITE), at(0))
+    torch.testing.assert_close(rep.offsets.detach(), -1e-2 * spread / spread.abs().max())
+    moved = -rep.offsets.detach()[:, 2]
+    assert moved.argmax() == 7 and (moved > 1e-3).sum() > 6 and (moved >= 0).all()
+
+
+def test_spreading_keeps_what_is_even_and_smooths_what_is_not():
+    rep = icosphere(2)
+    even = torch.ones_like(rep.base)
+    torch.testing.assert_close(rep.diffused(even), even)
+    rough = torch.randn(even.shape, generator=torch.Generator().manual_seed(0))
+    smooth = rep.diffused(rough)
+    mean = rep.averaging()
+    assert (mean(smooth) - smooth).norm() < 0.1 * (mean(rough) - rough).norm()
+    torch.testing.assert_close(rep.diffused(2 * rough + even), 2 * smooth + even)  # it is linear
 
 
 @pytest.mark.parametrize("cut", [1, 5])

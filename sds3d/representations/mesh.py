@@ -198,16 +198,22 @@ class Triangles(Representation):
             raise TypeError(f"A {type(self).__name__} is optimised by a {wanted}, given {given}.")
         self._optimise, self._steps = cast(Rates, optimise), 0
         self._moments = {
-            f"{moment}.{name}": torch.zeros_like(getattr(self, name).detach())
+            f"{moment}.{name}": self.base.new_zeros(_moment_shape(moment, name, getattr(self, name).shape))
             for name in self.LEARNT
             for moment in ("first", "second")
         }
 
     def update(self, out: RenderOutput, step: Step) -> Mapping[str, float]:
-        """One Adam step on the gradients at hand, which are then dropped. ValueError where `prepare` was not called."""
+        """One Adam step on the gradients at hand, which are then dropped. ValueError where `prepare` was not called.
+
+        The gradient of the offsets is spread over the surface first, and the rate is the step of the vertex that moves
+        most; see `diffused`.
+        """
         if self._optimise is None:
             raise ValueError("This mesh has no optimiser yet: call prepare() first.")
         self._steps += 1
+        if self.offsets.grad is not None:
+            self.offsets.grad = self.diffused(self.offsets.grad)
         for name, rate in self._optimise.rates(step.progress).items():
             first, second = self._moments[f"first.{name}"], self._moments[f"second.{name}"]
             adam_(getattr(self, name), first, second, self._steps, rate)
@@ -236,7 +242,8 @@ class Triangles(Representation):
         if self._optimise is not None:
             moments = {name: tensors[name].to(self.base).clone() for name in self._moments}
             for name, tensor in moments.items():
-                check_rows(name, tensor, taken[name.split(".")[1]].shape)
+                moment, _, parameter = name.partition(".")
+                check_rows(name, tensor, _moment_shape(moment, parameter, taken[parameter].shape))
             self._moments, self._steps = moments, int(tensors["steps"])
         for name in self.FIXED:
             setattr(self, name, taken[name].clone())
@@ -336,6 +343,11 @@ def subdivided(vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> tup
     a, b, c = faces.unbind(1)
     split = [[a, ab, ca], [ab, b, bc], [ca, bc, c], [ab, bc, ca]]
     return torch.cat([vertices, vertices[ends].mean(dim=1)]), torch.cat([torch.stack(f, dim=1) for f in split])
+
+
+def _moment_shape(moment: str, parameter: str, shape: torch.Size) -> torch.Size:
+    """All vertices share one second moment; see `adam_`."""
+    return torch.Size([1]) if (moment, parameter) == ("second", "offsets") else shape
 
 
 def check_triangles(vertices: Tensor, faces: Tensor) -> None:
