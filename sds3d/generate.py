@@ -270,6 +270,8 @@ def make(
         ran = time.monotonic()
         if not outcome.done:
             recorder.save()
+        else:
+            recorder.end(outcome)
         whole = outcome.done and job.asked == job.recipe
         assets = export_all(job, outcome, folder) if whole else {}
     except Exception as error:

@@ -154,10 +154,17 @@ class RunFolder:
         return None
 
     def load_end(self, stages: Sequence[str]) -> Saved | None:
-        """The end of the last of `stages` that was kept, with the metrics cut back to it; None where there is none."""
+        """The end of the last of `stages` that was kept, or None; what was made after it is dropped."""
+        folder = self.path / "checkpoint"
         for name in reversed(stages):
-            for told, data in _whole(self.path / "checkpoint", (f"{END}{name}",)):
-                return self._return_to(told, data)
+            for told, data in _whole(folder, (f"{END}{name}",)):
+                saved = self._return_to(told, data)
+                self.save(saved.stage, saved.index, saved.tensors)  # first as the latest, then as the one before too
+                self.save(saved.stage, saved.index, saved.tensors)
+                return saved
+        for name in CHECKPOINTS:
+            for suffix in ("json", "safetensors"):
+                (folder / f"{name}.{suffix}").unlink(missing_ok=True)
         _cut(self.path / "metrics.jsonl", 0)
         return None
 

@@ -13,7 +13,7 @@ import torch
 
 from .cameras import orbit
 from .core import Background, Image, Renderer, RenderOutput, Representation, Step
-from .engine import Recipe, Term, tensors
+from .engine import Outcome, Recipe, Term, tensors
 from .files import write
 from .record import RunFolder
 
@@ -88,6 +88,11 @@ class Recorder:
         self.folder.save(step.stage, step.index + 1, tensors(rep, terms), end=border)
         self.saved = time.monotonic()
         self.every_s = max(self.every_s, (self.saved - start) / SAVING_SHARE) if self.every_s > 0 else 0.0
+
+    def end(self, outcome: Outcome) -> None:
+        """Write what the run ended with where no step has: the start of a stage without steps."""
+        if self.latest is None or self.latest[0].stage != outcome.stage:
+            self.folder.save(outcome.stage, outcome.index, tensors(outcome.rep, ()))
 
     def timings(self) -> dict[str, float]:
         """Seconds between the first and the last step of each stage."""

@@ -15,6 +15,7 @@ from sds3d.core import Representation, Step
 from sds3d.engine import Recipe, never, run
 from sds3d.generate import Job, Made, Request, begin, make, plan
 from sds3d.prompts import Prompts
+from sds3d.record import checkpoints
 from sds3d.representations.gaussians import Gaussians
 from sds3d.representations.start import Continue
 
@@ -61,6 +62,25 @@ def test_the_later_stages_can_be_made_anew(tmp_path, whole):
 
 def test_made_anew_from_the_first_stage_is_the_whole_run(tmp_path, whole):
     assert made(job(tmp_path / "whole", resume=True, since="shape")).assets["ply"].read_bytes() == whole
+
+
+def test_a_stage_without_steps_leaves_what_it_began_with(tmp_path):
+    """Its checkpoint is its start, so that the asset can be exported later; a resumed run ends in the same bytes."""
+    recipe = Recipe({"shape": stage(4), "colour": stage(0, start=Convert())}, exports=("ply",))
+    whole = made(job(tmp_path / "run", recipe)).assets["ply"].read_bytes()
+    kept = checkpoints(tmp_path / "run")[0]
+    assert (kept.stage, kept.index) == ("colour", 0)
+    assert made(job(tmp_path / "run", recipe, resume=True)).assets["ply"].read_bytes() == whole
+
+
+def test_what_is_made_anew_is_not_taken_for_what_was(tmp_path, whole):
+    """Going back to a border drops the checkpoints behind it, also where the run is stopped at once."""
+    path = tmp_path / "whole"
+    assert checkpoints(path)[0].stage == "colour"
+    stopped = made(job(path, resume=True, since="colour"), stop=lambda: True)
+    assert (stopped.stage, stopped.index) == ("shape", 4)
+    assert {(saved.stage, saved.index) for saved in checkpoints(path)} == {("shape", 4)}
+    assert made(job(path, resume=True)).assets["ply"].read_bytes() == whole
 
 
 @dataclass(frozen=True)
