@@ -230,6 +230,33 @@ def test_damaged_files_are_refused_in_a_sentence(tmp_path: Path, file: str) -> N
     assert path.read_bytes() == data
 
 
+def test_a_gltf_of_another_program_is_read_whole(tmp_path: Path) -> None:
+    """Two meshes under nodes that move them, one with colours at its vertices, one with a factor: both, moved."""
+    import trimesh
+
+    scene = trimesh.Scene()
+    red = trimesh.creation.box((1, 1, 1))
+    red.visual.vertex_colors = np.tile([188, 0, 0, 255], (8, 1))
+    scene.add_geometry(red, transform=trimesh.transformations.translation_matrix([2, 0, 0]))
+    material = trimesh.visual.material.PBRMaterial(baseColorFactor=[0, 188, 0, 255])
+    green = trimesh.creation.box((1, 1, 1))
+    green.visual = trimesh.visual.TextureVisuals(uv=np.zeros((8, 2)), material=material)
+    scene.add_geometry(green, transform=trimesh.transformations.translation_matrix([0, 0, 3]))
+    path = tmp_path / "theirs.glb"
+    path.write_bytes(scene.export(file_type="glb"))
+    mesh = read(path)
+    assert isinstance(mesh, Mesh)
+    assert len(mesh) == 24
+    centres = mesh.vertices[mesh.faces].mean(dim=1)
+    left, front = centres[:, 1] > 1, centres[:, 0] > 1  # glTF's +x is our left, its +z our front
+    assert left.sum() == front.sum() == 12
+    colour = mesh.rgb[mesh.faces].mean(dim=1)
+    assert (colour[left].argmax(dim=1) == 0).all()
+    assert (colour[front].argmax(dim=1) == 1).all()
+    bright = float(linear_to_srgb(torch.tensor(188 / 255, dtype=torch.float64)))
+    assert colour[left, 0].mean().item() == pytest.approx(bright, abs=0.01), "colours of vertices are linear"
+
+
 FUZZED = encode("glb", corner())
 
 

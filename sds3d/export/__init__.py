@@ -18,12 +18,14 @@ from ..cameras import turntable
 from ..core import Cameras, Renderer, Representation
 from ..files import write
 from ..representations.gaussians import Gaussians
-from ..representations.mesh import Mesh, Triangles
+from ..representations.mesh import Mesh
+from ..representations.texture import TexturedMesh
 from .check import psnr
 from .placement import Placement
 
 CHECK_VIEWS, CHECK_SIZE = 4, 64  # cameras around the object, pixels a side
 NOWHERE = Placement()
+MESHES = (Mesh, TexturedMesh)
 Files = Mapping[str, bytes]  # name -> content; the first is the file to open, the others lie beside it
 
 
@@ -32,14 +34,14 @@ class Asset:
     """A file that holds the asset itself.
 
     module: of this folder, with encode(rep, renderer, provenance, name) -> Files and decode(files) -> rep. holds: the
-    representation that fits in. psnr_db: how near, at least, its pictures must be. look: the pictures that are
+    representations that fit in. psnr_db: how near, at least, its pictures must be. look: the pictures that are
     compared, normals where the format has no colour.
     """
 
     file: str
     about: str
     module: str
-    holds: type[Representation]
+    holds: tuple[type[Representation], ...]
     psnr_db: float
     look: Literal["rgb", "normal"] = "rgb"
 
@@ -54,14 +56,14 @@ class Film:
 
 
 EXPORTS: dict[str, Asset | Film] = {
-    "ply": Asset("asset.ply", "Gaussians, as 3D Gaussian Splatting writes them", "ply", Gaussians, 35.0),
-    "spz": Asset("asset.spz", "Gaussians in a fifth of the bytes, for the web", "spz", Gaussians, 30.0),
-    "splat": Asset("asset.splat", "Gaussians in half of the bytes, for older viewers", "splat", Gaussians, 30.0),
-    "glb-splat": Asset("asset.splat.glb", "Gaussians as glTF, KHR_gaussian_splatting", "glb_splat", Gaussians, 35.0),
-    "glb": Asset("asset.glb", "a mesh as glTF, for Blender, browsers and game engines", "glb", Mesh, 28.0),
-    "obj": Asset("asset.obj", "a mesh as text, with a material file beside it", "obj", Mesh, 28.0),
-    "ply-mesh": Asset("asset.mesh.ply", "a mesh with colours at its vertices", "ply_mesh", Mesh, 28.0),
-    "stl": Asset("asset.stl", "the shape of a mesh in millimetres, for printers", "stl", Mesh, 28.0, "normal"),
+    "ply": Asset("asset.ply", "Gaussians, as 3D Gaussian Splatting writes them", "ply", (Gaussians,), 35.0),
+    "spz": Asset("asset.spz", "Gaussians in a fifth of the bytes, for the web", "spz", (Gaussians,), 30.0),
+    "splat": Asset("asset.splat", "Gaussians in half of the bytes, for older viewers", "splat", (Gaussians,), 30.0),
+    "glb-splat": Asset("asset.splat.glb", "Gaussians as glTF, KHR_gaussian_splatting", "glb_splat", (Gaussians,), 35.0),
+    "glb": Asset("asset.glb", "a mesh as glTF, for Blender, browsers and game engines", "glb", MESHES, 28.0),
+    "obj": Asset("asset.obj", "a mesh as text, with a material file beside it", "obj", MESHES, 28.0),
+    "ply-mesh": Asset("asset.mesh.ply", "a mesh with colours at its vertices", "ply_mesh", (Mesh,), 28.0),
+    "stl": Asset("asset.stl", "the shape of a mesh in millimetres, for printers", "stl", MESHES, 28.0, "normal"),
     "mp4": Film("turntable.mp4", "once around the object"),
     "webp": Film("turntable.webp", "the same as an animated picture"),
     "mp4-normal": Film("turntable-normal.mp4", "its normals, (n + 1) / 2 of the world's axes", "normal"),
@@ -98,7 +100,9 @@ def can_hold(name: str, rep: Representation) -> bool:
 
 
 def _words(kind: type[Representation]) -> str:
-    if issubclass(kind, Triangles):
+    if issubclass(kind, TexturedMesh):
+        return "a textured mesh"
+    if issubclass(kind, Mesh):
         return "a mesh"
     return "a set of Gaussians" if issubclass(kind, Gaussians) else f"a {kind.__name__}"
 
@@ -128,7 +132,8 @@ def export(
     module, turn = _module(entry), placement.of(rep)
     files: Files = module.encode(turn(rep), renderer, told, entry.file)
     again = turn.inverse(module.decode(files))
-    quality = psnr(rep, again, renderer, turntable(CHECK_VIEWS, CHECK_SIZE) if cameras is None else cameras, entry.look)
+    views = turntable(CHECK_VIEWS, CHECK_SIZE) if cameras is None else cameras
+    quality = psnr(_shown(entry, rep), again, renderer, views, entry.look)
     if not quality >= entry.psnr_db:
         raise ArithmeticError(
             f"{folder / entry.file} was not written: read back, its pictures are at {quality:.1f} dB of the asset's, "
@@ -139,11 +144,18 @@ def export(
     return Exported(folder / entry.file, quality)
 
 
+def _shown(entry: Asset, rep: Representation) -> Representation:
+    """What of the representation a file can show: where there is no colour, there is no normal map either."""
+    return Mesh(rep.vertices, rep.faces) if entry.look == "normal" and isinstance(rep, TexturedMesh) else rep
+
+
 def read(path: Path) -> Representation:
     """The asset of a file that `export` can check, by its suffix. Raises ValueError, FileNotFoundError."""
     for entry in sorted(EXPORTS.values(), key=lambda entry: -len(_suffix(entry.file))):
         if isinstance(entry, Asset) and path.name.endswith(_suffix(entry.file)):
-            return _module(entry).decode({str(path): path.read_bytes()})
+            module = _module(entry)
+            others = module.beside(path) if hasattr(module, "beside") else {}
+            return module.decode({str(path): path.read_bytes(), **others})
     raise ValueError(f"{path} has none of the suffixes that are read.")
 
 

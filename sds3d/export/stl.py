@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ..core import Renderer, Representation
-from ..representations.mesh import Mesh
+from ..representations.mesh import Mesh, Triangles
 from .provenance import one_line
 from .rounding import float32
-from .surfaces import from_z_up, load, need_mesh, to_z_up
+from .surfaces import from_z_up, joined, load, to_z_up, vertex_colours
 
 MILLIMETRES = 1000.0  # in a metre
 HEADER = 80  # bytes
@@ -26,10 +26,11 @@ TRIANGLE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("nothing
 @torch.no_grad()
 def encode(rep: Representation, renderer: Renderer, provenance: Mapping[str, str], name: str) -> dict[str, bytes]:
     """One file. Raises TypeError for another representation than a mesh."""
-    mesh = need_mesh(rep, name)
-    table = np.zeros(len(mesh), TRIANGLE)
-    table["normal"] = float32(to_z_up(torch.nn.functional.normalize(mesh.face_normals().double(), dim=-1)))
-    table["corners"] = float32(to_z_up(MILLIMETRES * mesh.vertices.double()))[mesh.faces.cpu().numpy()]
+    if not isinstance(rep, Triangles):
+        raise TypeError(f"{name} holds the shape of a mesh, given {type(rep).__name__}.")
+    table = np.zeros(len(rep), TRIANGLE)
+    table["normal"] = float32(to_z_up(torch.nn.functional.normalize(rep.face_normals().double(), dim=-1)))
+    table["corners"] = float32(to_z_up(MILLIMETRES * rep.vertices.double()))[rep.faces.cpu().numpy()]
     # A file that begins with "solid" would be taken for the format's other kind, which is text.
     header = f"binary STL in mm, {one_line(provenance)}".encode("ascii")[:HEADER].ljust(HEADER, b" ")
     return {name: header + len(table).to_bytes(4, "little") + table.tobytes()}
@@ -38,8 +39,8 @@ def encode(rep: Representation, renderer: Renderer, provenance: Mapping[str, str
 def decode(files: Mapping[str, bytes]) -> Mesh:
     """The mesh in grey, turned into our frame, with corners at one place made one vertex. Raises ValueError."""
     name, data = next(iter(files.items()))
-    return load(name, data, "stl", _from_file, process=True)
+    return joined(name, load(name, data, "stl", process=True), _turned, vertex_colours)
 
 
-def _from_file(points: Tensor) -> Tensor:
+def _turned(points: Tensor) -> Tensor:
     return from_z_up(points / MILLIMETRES)

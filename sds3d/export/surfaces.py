@@ -9,7 +9,7 @@ Blender turns the first into the second when it reads, so an asset lies the same
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core import Representation
 from ..representations.mesh import Mesh, Triangles
 from .rounding import logit
 
@@ -39,13 +38,6 @@ def to_z_up(points: Float[Tensor, "V 3"]) -> Float[Tensor, "V 3"]:
 
 def from_z_up(points: Float[Tensor, "V 3"]) -> Float[Tensor, "V 3"]:
     return points[:, [1, 0, 2]] * points.new_tensor([-1, 1, 1])
-
-
-def need_mesh(rep: Representation, file: str) -> Mesh:
-    """The mesh itself. Raises TypeError for another representation, which `file`, a name, cannot hold."""
-    if not isinstance(rep, Mesh):
-        raise TypeError(f"{file} holds a mesh with colours at its vertices, given {type(rep).__name__}.")
-    return rep
 
 
 @torch.no_grad()
@@ -70,27 +62,41 @@ def to_mesh(name: str, vertices: Tensor, faces: Tensor, rgb: Tensor) -> Mesh:
         raise ValueError(f"{name} holds no mesh that can be drawn: {error}") from None
 
 
-def load(name: str, data: bytes, kind: str, turn: Callable[[Tensor], Tensor], **how: Any) -> Mesh:
-    """The mesh that trimesh (MIT) reads in a file of a kind, turned into our frame. Raises ValueError."""
+def load(name: str, data: bytes, kind: str, **how: Any) -> list[trimesh.Trimesh]:
+    """The meshes that trimesh (MIT) reads in a file of a kind, in the file's frame. ValueError where there are none."""
     import trimesh
 
     if not data:
         raise ValueError(f"{name} is empty.")
     try:
-        read = trimesh.load_mesh(io.BytesIO(data), file_type=kind, **how)
+        read = trimesh.load_scene(io.BytesIO(data), file_type=kind, **how).dump()
     # Whatever a damaged file brings about in trimesh, and that is many kinds of errors, means that it is damaged.
     except Exception as error:
         raise ValueError(f"{name} cannot be read as {kind}: {' '.join(str(error).split())[:200]}.") from None
-    if not isinstance(read, trimesh.Trimesh) or len(read.faces) == 0:
+    parts = [part for part in read if isinstance(part, trimesh.Trimesh) and len(part.faces)]
+    if not parts:
         raise ValueError(f"{name} holds no triangles.")
-    vertices = torch.from_numpy(np.array(read.vertices, dtype=np.float64))
-    faces = torch.from_numpy(np.array(read.faces, dtype=np.int64))
-    return to_mesh(name, turn(vertices), faces, _colours(read))
+    return parts
 
 
-def _colours(read: trimesh.Trimesh) -> Float[Tensor, "V 3"]:
-    """Colours of the vertices in [0, 1], grey where the file has none."""
-    visual: Any = read.visual
-    if visual.kind != "vertex":
-        return torch.full((len(read.vertices), 3), 0.5, dtype=torch.float64)
-    return torch.from_numpy(np.array(visual.vertex_colors[:, :3], dtype=np.float64)) / 255
+def joined(
+    name: str,
+    parts: Sequence[trimesh.Trimesh],
+    turn: Callable[[Tensor], Tensor],
+    colour: Callable[[trimesh.Trimesh], Tensor],
+) -> Mesh:
+    """All parts as one mesh, its vertices turned into our frame and coloured in sRGB. Raises ValueError."""
+    counts = [0, *np.cumsum([len(part.vertices) for part in parts])]
+    vertices = np.concatenate([np.array(part.vertices, dtype=np.float64) for part in parts])
+    faces = np.concatenate([np.array(part.faces, dtype=np.int64) + n for part, n in zip(parts, counts, strict=False)])
+    rgb = torch.cat([colour(part) for part in parts])
+    return to_mesh(name, turn(torch.from_numpy(vertices)), torch.from_numpy(faces), rgb)
+
+
+def vertex_colours(part: trimesh.Trimesh) -> Float[Tensor, "V 3"]:
+    """Colours of the vertices in [0, 1], grey where there are none."""
+    visual: Any = part.visual
+    found = np.asarray(visual.vertex_colors if visual.kind == "vertex" else ())
+    if found.shape != (len(part.vertices), 4):
+        return torch.full((len(part.vertices), 3), 0.5, dtype=torch.float64)
+    return torch.from_numpy(found[:, :3].astype(np.float64)) / 255
