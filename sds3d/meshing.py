@@ -7,6 +7,7 @@ to the same pictures, because an iso-surface on a grid is blunt at edges and a l
 from __future__ import annotations
 
 import copy
+import importlib.util
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -30,6 +31,13 @@ VIEWS = 4  # of a step of the fit
 STEP_LENGTH = Ramp(4e-3, 4e-4, curve="exponential")
 COLOUR_RATE, MOMENTUM = 5e-2, 0.8
 Surface = TypeVar("Surface", bound=Triangles)
+
+
+def require(*modules: str) -> None:
+    """Raise ValueError where a library is missing that a start will need after hours, perhaps, of other stages."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise ValueError(f'Making meshes takes {module.replace("_", "-")}: pip install "sds3d[mesh]".')
 
 
 def all_around(size: int, like: Tensor) -> Cameras:
@@ -82,6 +90,7 @@ class Meshed:
     fit: int = 100
 
     def __post_init__(self) -> None:
+        require("fast_simplification")
         if self.resolution < 8 or self.size < 8 or self.triangles < 4 or self.fit < 0:
             raise ValueError(
                 "A mesh needs a resolution and a size of at least 8, 4 triangles and no negative fit, given "
@@ -122,6 +131,10 @@ class Textured(Meshed):
 
     texels: int = 256
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("xatlas")
+
     def __call__(self, previous: Representation | None, step: Step) -> Representation:
         out, cameras = self.pictures(previous)
         mesh = fit_to(self.surface(out, cameras), out, cameras, self.fit)
@@ -141,6 +154,9 @@ class Unwrapped:
 
     of: Start
     texels: int = 256
+
+    def __post_init__(self) -> None:
+        require("xatlas")
 
     def __call__(self, previous: Representation | None, step: Step) -> Representation:
         """Raises ValueError for what is no mesh with colours at its vertices."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from sds3d import recipes
 from sds3d.cameras import orbit
 from sds3d.core import Background, Cameras, RenderOutput, Representation, Step
 from sds3d.meshing import Meshed, all_around, fit_to
@@ -20,6 +21,7 @@ from sds3d.representations.mesh import Mesh, icosphere
 from sds3d.representations.simplify import neighbours
 from sds3d.representations.start import Blob
 from sds3d.representations.surfels import surfels
+from sds3d.schema import RecipeError
 
 pytest.importorskip("fast_simplification")
 
@@ -71,6 +73,13 @@ def test_fitting_moves_the_surface_as_a_whole():
     seen = large.vertices.detach()[:, 2] > -0.3  # nobody looks from below
     assert (radii[seen].mean() - 0.66).abs() < 0.004 and radii[seen].std() < 0.004
     assert torch.equal(small.vertices, icosphere(3, 0.6).vertices), "what is fitted is a copy"
+
+
+def test_a_missing_library_is_told_before_the_run(monkeypatch):
+    """Not after the stages before: the recipe is refused."""
+    monkeypatch.setattr("sds3d.meshing.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match=r"stages.mesh.start: .*sds3d\[mesh\]"):
+        recipes.build(recipes.read("gaussians-mesh"))
 
 
 def test_views_lie_all_around():
