@@ -2,8 +2,9 @@
 
 A sphere of 5,120 triangles with waves on it, 4 views of 64 and 128 pixels, one thread. A time is one forward and
 backward pass through autograd, from vertices and colours to their gradients, with normals, antialiased silhouettes and
-background. The C z-buffer and PyTorch's take turns pass by pass, so that other programs on the machine slow both alike,
-and what is compared is the ratio. The error is that of float32 against the same renderer in float64.
+background; once more with textures of 256 x 256 texels under `Pbr`. The C z-buffer and PyTorch's take turns pass by
+pass, so that other programs on the machine slow both alike, and what is compared is the ratio. The error is that of
+float32 against the same renderer in float64.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from splats import BACKGROUND, VIEWS, cameras, commit, hardware, upstream
 from sds3d.core import Cameras
 from sds3d.renderers import kernels, raster, zbuffer_torch
 from sds3d.renderers.raster import Raster
-from sds3d.renderers.shading import Lambert
-from sds3d.representations.mesh import Mesh, icosphere
+from sds3d.renderers.shading import Lambert, Light, Pbr
+from sds3d.representations.mesh import Mesh, Triangles, icosphere
+from sds3d.representations.texture import unwrap
 
 HERE = Path(__file__).parent
 RUNS = 41
+TEXELS = 256
+LIGHT = Lambert()
 
 
 def bumpy() -> Mesh:
@@ -38,10 +42,10 @@ def bumpy() -> Mesh:
     return Mesh(0.7 * n * (1 + 0.15 * waves)[:, None], sphere.faces, 2 * torch.sin(4 * n))
 
 
-def step(mesh: Mesh, cams: Cameras, above: torch.Tensor) -> torch.Tensor:
+def step(mesh: Triangles, cams: Cameras, above: torch.Tensor, light: Light = LIGHT) -> torch.Tensor:
     """One forward and backward pass; the picture."""
     mesh.zero_grad(set_to_none=True)
-    out = Raster(Lambert())(mesh, cams, BACKGROUND)
+    out = Raster(light)(mesh, cams, BACKGROUND)
     out.rgb.backward(above.to(out.rgb))
     return out.rgb.detach()
 
@@ -82,6 +86,7 @@ def main() -> None:
     if kernels.backend().library is None:
         raise SystemExit(f"There is no C kernel to measure: {kernels.backend().why}.")
     rows, mesh = [], bumpy()
+    textured = unwrap(mesh, TEXELS)
     for size in (64, 128):
         cams, above = cameras(size).to(mesh.base), upstream(size)
         w2c = torch.linalg.inv(cams.c2w)
@@ -90,6 +95,7 @@ def main() -> None:
         rows.append(
             {"px": size, "triangles": len(mesh), "views": VIEWS, "same_pixels": same}
             | {"forward_and_backward": in_turns(lambda c=cams, a=above: step(mesh, c, a))}
+            | {"textured_and_physically_based": in_turns(lambda c=cams, a=above: step(textured, c, a, Pbr()))}
             | {"z_buffer_alone": in_turns(lambda v=local, c=cams: raster.zbuffer(v, mesh.faces, c))}
             | {"relative_error_to_float64": errors(size)}
         )

@@ -56,7 +56,7 @@ def drawn(draw: Callable, mesh: Mesh, cams: Cameras) -> dict[str, Tensor]:
     out = draw(mesh, cams, plain(len(cams)))
     generator = torch.Generator().manual_seed(5)
     torch.stack(
-        [(getattr(out, m) * torch.randn(getattr(out, m).shape, generator=generator)).sum() for m in MAPS]
+        [(getattr(out, m).cpu() * torch.randn(getattr(out, m).shape, generator=generator)).sum() for m in MAPS]
     ).sum().backward()
     found = {name: getattr(out, name).detach() for name in MAPS}
     return found | {f"d {name}": p.grad for name, p in mesh.named_parameters()}
@@ -74,6 +74,16 @@ def test_it_equals_its_twin(make):
     for name in true:
         assert error(exact[name], true[name]) < 1e-9, name
         assert error(single[name], true[name]) < (1e-3 if name.startswith("d ") else 1e-5), name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_cuda_equals_twin():
+    mesh, cams = two(), ring(16, 3)
+    true = drawn(reference.raster, copy.deepcopy(mesh), cams)
+    found = drawn(Raster(), mesh.float().cuda(), cams)
+    for name in true:
+        assert error(found[name].cpu(), true[name]) < (1e-3 if name.startswith("d ") else 1e-5), name
 
 
 def test_inner_gradients_are_finite_differences():
@@ -120,7 +130,7 @@ MOTIONS = {
 }
 
 
-def predicted_and_true(case: tuple, steps: int = 6) -> tuple[float, float]:
+def predicted_and_true(case: tuple, steps: int = 4) -> tuple[float, float]:
     """The squared distance to a picture further along a motion: its gradient integrated along it, and its change."""
     subdivisions, bump, size, move = case
     mesh, cams = bumpy(subdivisions, bump), ring(size)
