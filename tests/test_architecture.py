@@ -11,7 +11,7 @@ import pytest
 import sds3d
 
 ROOT = Path(sds3d.__file__).parent
-EVERYONE = {"core", "diffusion", "learners", "schedules", "cameras"}
+EVERYONE = {"core", "diffusion", "learners", "schedules", "cameras", "colour"}
 # What a module or a folder of the package may import of the package, besides itself.
 MAY = {
     "core": set(),
@@ -19,6 +19,9 @@ MAY = {
     "learners": {"core"},
     "schedules": set(),
     "cameras": {"core"},
+    "colour": set(),
+    "meshing": {*EVERYONE, "engine", "renderers", "representations"},
+    "opening": {"core", "export", "meshing", "renderers", "representations"},
     "files": set(),
     "prompts": {"core", "cameras"},
     "losses": {"core", "schedules"},

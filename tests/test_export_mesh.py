@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from judges import validate
 
 from sds3d.cameras import orbit
+from sds3d.colour import linear_to_srgb, srgb_to_linear
 from sds3d.core import Background
 from sds3d.export import EXPORTS, check_names, export, glb, obj, ply_mesh, read, stl
-from sds3d.export.colour import linear_to_srgb, srgb_to_linear
 from sds3d.export.gltf import read_glb
 from sds3d.export.placement import Placement, bounds
 from sds3d.renderers.raster import Raster

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sds3d.colour import linear_to_srgb, srgb_to_linear
 from sds3d.core import Step
-from sds3d.renderers.shading import Lambert, Lit, Pbr, linear, reflected, srgb
+from sds3d.renderers.shading import Lambert, Lit, Pbr, reflected
 from sds3d.representations.mesh import Material
 
 UP = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
@@ -18,7 +19,7 @@ UP = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
 def material(albedo: float, roughness: float, metallic: float, n: int) -> Material:
     """A flat surface that faces +z; albedo in linear light."""
     ones = torch.ones(n, 1, dtype=torch.float64)
-    colour = srgb(torch.full((n, 3), albedo, dtype=torch.float64))
+    colour = linear_to_srgb(torch.full((n, 3), albedo, dtype=torch.float64))
     return Material(colour, UP.expand(n, 3), roughness * ones, metallic * ones)
 
 
@@ -89,7 +90,7 @@ def test_reflection_of_a_metal_is_reciprocal():
 def test_chalk_that_faces_the_light_sends_back_the_sun():
     surface = material(0.5, 1.0, 0.0, 1)
     light = Pbr(direction=(0, 0, 1), sun=0.8, ambient=0.0)
-    seen = linear(light(Lit(surface, at(0.9), torch.zeros(1, dtype=torch.long)), 1, None))
+    seen = srgb_to_linear(light(Lit(surface, at(0.9), torch.zeros(1, dtype=torch.long)), 1, None))
     assert abs(float(seen.mean()) / 0.4 - 1) < 0.1  # 0.8 x 0.5, less and plus a little of its sheen
     lambert = Lambert((0, 0, 1), 0.2, 0.8)(Lit(surface, at(0.9), torch.zeros(1, dtype=torch.long)), 1, None)
     torch.testing.assert_close(lambert, surface.albedo)
@@ -130,8 +131,8 @@ def test_gradients_are_finite_where_the_light_grazes_and_behind():
 
 def test_srgb_undoes_linear():
     colour = torch.linspace(0, 1, 1001, dtype=torch.float64)
-    torch.testing.assert_close(srgb(linear(colour)), colour, atol=1e-7, rtol=0)
-    assert abs(float(linear(torch.tensor(0.5))) - 0.21404) < 1e-5
+    torch.testing.assert_close(linear_to_srgb(srgb_to_linear(colour)), colour, atol=1e-7, rtol=0)
+    assert abs(float(srgb_to_linear(torch.tensor(0.5))) - 0.21404) < 1e-5
 
 
 def test_lights_that_cannot_be_are_refused():

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..colour import linear_to_srgb, srgb_to_linear
 from ..core import Renderer, Representation
 from ..representations.mesh import Mesh, Triangles
 from ..representations.texture import TexturedMesh
 from . import textures
-from .colour import linear_to_srgb, srgb_to_linear
 from .gltf import INDICES, TRIANGLES, Buffer, Glb, read_glb, to_glb
 from .rounding import float32
 from .surfaces import from_y_up, is_closed, joined, load, to_mesh, to_y_up, vertex_colours, whole_normals

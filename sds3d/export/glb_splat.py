@@ -19,9 +19,9 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from ..colour import srgb_to_linear
 from ..core import Renderer, Representation
 from ..representations.gaussians import Gaussians
-from .colour import srgb_to_linear
 from .gltf import POINTS, Buffer, read_glb, to_glb
 from .rounding import bytes_of, float32, logit
 from .splats import C0, Y_UP, Columns, to_columns, to_gaussians

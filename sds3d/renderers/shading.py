@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..colour import linear_to_srgb, srgb_to_linear
 from ..core import Step
 from ..representations.mesh import Material
 
@@ -102,7 +103,7 @@ class Pbr:
         light = towards[points.view]
         cosine = _dot(normal, light).clamp(min=0)
         direct, even = reflected(points.material, light, eye)
-        return srgb((self.sun * cosine * direct + self.ambient * even).clamp(0, 1))
+        return linear_to_srgb((self.sun * cosine * direct + self.ambient * even).clamp(0, 1))
 
 
 def reflected(
@@ -112,7 +113,7 @@ def reflected(
 
     The table of `Pbr` says how. Directions are unit vectors away from the surface.
     """
-    albedo, normal, metallic = linear(material.albedo), material.normal, material.metallic
+    albedo, normal, metallic = srgb_to_linear(material.albedo), material.normal, material.metallic
     roughness = material.roughness.clamp(min=SHARPEST)
     half = normalize(light + eye, dim=-1)
     nl, ne = _dot(normal, light).clamp(min=GRAZING), _dot(normal, eye).clamp(min=GRAZING)
@@ -133,17 +134,6 @@ def _shine(base: Tensor, roughness: Tensor, cosine: Tensor) -> Tensor:
     z, w = 1.04 - 0.572 * roughness, 0.022 * roughness - 0.04
     grazing = torch.minimum(x.square(), torch.exp2(-9.28 * cosine)) * x + y
     return (base * (z - 1.04 * grazing) + (w + 1.04 * grazing)).clamp(0, 1)
-
-
-def linear(colour: Tensor) -> Tensor:
-    """sRGB in [0, 1] as linear light (IEC 61966-2-1)."""
-    return torch.where(colour <= 0.04045, colour / 12.92, ((colour.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4)
-
-
-def srgb(light: Tensor) -> Tensor:
-    """The inverse of `linear`."""
-    bent = 1.055 * light.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
-    return torch.where(light <= 0.0031308, light * 12.92, bent)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
