@@ -271,10 +271,12 @@ def export(context: click.Context, run: Path, quiet: bool, as_json: bool, debug:
     sds3d export runs/a-red-cube-s0 --to spz,glb-splat
     sds3d export house --to ply --size 0.3 --pivot base --out for-the-game
     sds3d export house --to mp4,mp4-normal,mp4-depth
+    sds3d export house --to glb
 
     A file that holds the asset is read back and drawn again in the run's own views before it is written; how near it
-    comes, as PSNR in dB, is told on standard error, and below the format's bound there is no file. An interrupted run
-    gives its asset as it stood at its latest checkpoint. A file of the same name is replaced.
+    comes, as PSNR in dB, is told on standard error, and below the format's bound there is no file. A format of meshes
+    asked of Gaussians or of a field makes a mesh first, and says how near that is. An interrupted run gives its
+    asset as it stood at its latest checkpoint. A file of the same name is replaced.
     """
     context.find_root().meta["debug"] = debug
     with Stop():

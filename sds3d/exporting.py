@@ -7,7 +7,7 @@ the run's own views.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,17 @@ import torch
 from . import machine, recipes
 from .core import Cameras, Renderer, Representation, Step
 from .engine import Outcome, Recipe, Saved, restore
-from .export import EXPORTS, NOWHERE, Asset, Exported, check_names, export
+from .export import EXPORTS, NOWHERE, Asset, Exported, can_hold, check_names, export, refusal
+from .export.check import draw, psnr
 from .export.placement import Placement
 from .files import sync_folder
+from .meshing import Meshed
 from .record import RunFolder, checkpoints, read_manifest
+from .renderers.raster import Raster
+from .representations.mesh import Triangles, icosphere
+
+MESHED_DB = 18.0  # of a mesh against what it was made of, whose soft edges no surface has
+MESHED_SIZE = 64  # pixels, at least, of the views of that comparison: smaller ones are all edge
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,31 @@ def sentence(name: str, made: Exported) -> str:
     return f"{made.path.name}: read back and drawn again, {near} (at least {entry.psnr_db:g} dB)."
 
 
+def can_be(name: str, rep: Representation) -> bool:
+    """Whether an asset can be written in a format: as it is, or as the mesh that can be made of it."""
+    return can_hold(name, rep) or (not isinstance(rep, Triangles) and can_hold(name, icosphere(0)))
+
+
+def meshed(asset: RunAsset, say: Callable[[str], None]) -> RunAsset:
+    """The asset as a mesh in plain colours, made from pictures of it from all around.
+
+    Raises ValueError for an asset that is nowhere solid, ArithmeticError for a mesh that does not show it.
+    """
+    rep = asset.outcome.rep
+    say("The asset becomes a mesh first, from pictures of it all around; that takes a minute.")
+    mesh = Meshed(asset.renderer)(rep, Step(0))
+    finer = max(1, round(MESHED_SIZE / asset.cameras.height))
+    views = asset.cameras.resized(finer * asset.cameras.height, finer * asset.cameras.width)
+    near = psnr(draw(rep, asset.renderer, views), draw(mesh, Raster(), views))
+    if not near >= MESHED_DB:
+        raise ArithmeticError(
+            f"The mesh that was made of the asset is at {near:.1f} dB of it in the run's own views, less than "
+            f"{MESHED_DB:g} dB; nothing was written. A soft or thin asset has no surface: train it longer."
+        )
+    say(f"The mesh is at {near:.1f} dB of the asset in the run's own views (at least {MESHED_DB:g} dB).")
+    return replace(asset, outcome=replace(asset.outcome, rep=mesh), renderer=Raster())
+
+
 def export_all(
     names: Sequence[str],
     asset: RunAsset,
@@ -114,10 +146,18 @@ def export_all(
     placement: Placement = NOWHERE,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> dict[str, Exported]:
-    """Write the asset in each format, whole or absent; `say` hears how near each file is. Raises as `export`."""
-    made = {}
+    """Write the asset in each format, whole or absent; `say` hears how near each file is. Raises as `export`.
+
+    Where a format of meshes is asked of another asset, a mesh is made of it once.
+    """
+    made: dict[str, Exported] = {}
+    mesh: RunAsset | None = None
     for name in names:
-        made[name] = export(name, asset.outcome.rep, folder, asset.renderer, asset.provenance, asset.cameras, placement)
+        written = asset
+        if name in EXPORTS and not can_hold(name, asset.outcome.rep) and can_be(name, asset.outcome.rep):
+            written = mesh = mesh or meshed(asset, say)
+        rep = written.outcome.rep
+        made[name] = export(name, rep, folder, written.renderer, asset.provenance, asset.cameras, placement)
         say(sentence(name, made[name]))
     sync_folder(folder)
     return made
@@ -133,7 +173,10 @@ def plan(
     if out is not None and out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; choose another --out.")
     asset = open_run(path, device)
-    check_names(names, asset.outcome.rep)
+    rep = asset.outcome.rep
+    for name in names:
+        if not can_be(name, rep):
+            raise ValueError(refusal(name, rep, [known for known in EXPORTS if can_be(known, rep)]))
     return asset, RunFolder.resume(path)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from sds3d.export import read
 from sds3d.export import video as turntable_video
 from sds3d.export.placement import bounds
 from sds3d.exporting import RunAsset, open_run, provenance, rebuild
+from sds3d.meshing import Meshed
 from sds3d.prompts import Prompts
 from sds3d.record import RunFolder
 from sds3d.representations.gaussians import Gaussians
+from sds3d.representations.mesh import Mesh
 
 SMALL = ("--set", "stages.shape.cameras.size=16", "--set", "stages.shape.start.count=40",
          "--set", "stages.shape.optimise.max_count=60", "--set", "exports=[ply]")  # fmt: skip
@@ -30,6 +34,7 @@ def small_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Every prior is the analytic one, films are short, and the working folder is empty."""
     monkeypatch.setattr("sds3d.priors.catalogue.open_prior", lambda name, device: prior(4, ("cube", "cone")))
     monkeypatch.setattr(turntable_video, "FRAMES", 4)
+    monkeypatch.setattr("sds3d.exporting.Meshed", partial(Meshed, resolution=24, size=32, triangles=400, fit=4))
     monkeypatch.chdir(tmp_path)
 
 
@@ -68,6 +73,39 @@ def test_the_ply_that_generate_wrote_comes_out_again(folder: Path) -> None:
     assert b"comment seed 0\n" in written
     assert b"comment recipe " in written
     assert b"comment priors playroom (" in written
+
+
+def ball(folder: Path) -> None:
+    """The run's checkpoint holds a solid red ball instead."""
+    count = 1500
+    draws = torch.nn.functional.normalize(torch.randn(count, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
+    quats = torch.tensor([[1.0, 0, 0, 0]]).repeat(count, 1)
+    colours = torch.tensor([[3.0, -3, -3]]).repeat(count, 1)
+    rep = Gaussians(0.7 * draws, torch.full((count, 3), -3.5), quats, torch.full((count,), 5.0), colours)
+    run_folder = RunFolder.resume(folder)
+    run_folder.save("shape", 8, tensors(rep, ()))
+    run_folder.close()
+
+
+def test_gaussians_become_a_mesh_where_a_format_of_meshes_is_asked(folder: Path) -> None:
+    ball(folder)
+    done = sds3d("export", "here", "--to", "spz,glb,stl")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == "here/asset.spz\nhere/asset.glb\nhere/asset.stl\n"
+    told = [line for line in done.stderr.splitlines() if "mesh" in line]
+    assert len(told) == 2, "a mesh is made once"
+    assert re.search(r"The mesh is at \d\d\.\d dB of the asset in the run's own views \(at least 18 dB\)\.", told[1])
+    mesh = read(folder / "asset.glb")
+    assert isinstance(mesh, Mesh)
+    assert 0.6 < mesh.vertices.norm(dim=-1).mean() < 0.8
+    assert (mesh.rgb.mean(dim=0).argmax() == 0).all()
+
+
+def test_what_is_nowhere_solid_becomes_no_mesh(folder: Path) -> None:
+    done = sds3d("export", "here", "--to", "glb")
+    assert done.exit_code == 1
+    assert "nothing to make a mesh of" in done.stderr or "no surface" in done.stderr
+    assert not (folder / "asset.glb").exists()
 
 
 def test_json_is_one_object_on_standard_output(folder: Path) -> None:

@@ -17,10 +17,11 @@ from typing import Literal
 from ..cameras import turntable
 from ..core import Cameras, Renderer, Representation
 from ..files import write
+from ..representations.field import Field
 from ..representations.gaussians import Gaussians
 from ..representations.mesh import Mesh
 from ..representations.texture import TexturedMesh
-from .check import psnr
+from .check import draw, psnr
 from .placement import Placement
 
 CHECK_VIEWS, CHECK_SIZE = 4, 64  # cameras around the object, pixels a side
@@ -87,10 +88,12 @@ def check_names(names: Sequence[str], rep: Representation | None = None) -> None
             hint = f' Did you mean "{close[0]}"?' if close else ""
             raise ValueError(f'There is no export format "{name}".{hint} Known are: {", ".join(EXPORTS)}.')
         if rep is not None and not can_hold(name, rep):
-            able = ", ".join(known for known in EXPORTS if can_hold(known, rep))
-            raise ValueError(
-                f"The asset is {_words(type(rep))}, which {name} cannot hold; it can be written as {able}."
-            )
+            raise ValueError(refusal(name, rep, [known for known in EXPORTS if can_hold(known, rep)]))
+
+
+def refusal(name: str, rep: Representation, able: Sequence[str]) -> str:
+    """Why a format is not written, and which are."""
+    return f"The asset is {_words(type(rep))}, which {name} cannot hold; it can be written as {', '.join(able)}."
 
 
 def can_hold(name: str, rep: Representation) -> bool:
@@ -104,7 +107,9 @@ def _words(kind: type[Representation]) -> str:
         return "a textured mesh"
     if issubclass(kind, Mesh):
         return "a mesh"
-    return "a set of Gaussians" if issubclass(kind, Gaussians) else f"a {kind.__name__}"
+    if issubclass(kind, Gaussians):
+        return "a set of Gaussians"
+    return "a radiance field" if issubclass(kind, Field) else f"a {kind.__name__}"
 
 
 def export(
@@ -133,7 +138,9 @@ def export(
     files: Files = module.encode(turn(rep), renderer, told, entry.file)
     again = turn.inverse(module.decode(files))
     views = turntable(CHECK_VIEWS, CHECK_SIZE) if cameras is None else cameras
-    quality = psnr(_shown(entry, rep), again, renderer, views, entry.look)
+    device = next(rep.parameters()).device
+    true, got = (draw(one.to(device), renderer, views) for one in (_shown(entry, rep), again))
+    quality = psnr(true, got, entry.look)
     if not quality >= entry.psnr_db:
         raise ArithmeticError(
             f"{folder / entry.file} was not written: read back, its pictures are at {quality:.1f} dB of the asset's, "

@@ -20,21 +20,18 @@ def picture(out: RenderOutput, look: Literal["rgb", "normal"]) -> Image:
 
 
 @torch.no_grad()
-def psnr(
-    rep: Representation,
-    again: Representation,
-    renderer: Renderer,
-    cameras: Cameras,
-    look: Literal["rgb", "normal"] = "rgb",
-) -> float:
-    """Peak signal-to-noise ratio in dB, at most 100, of `again` against `rep` over white.
+def draw(rep: Representation, renderer: Renderer, cameras: Cameras) -> RenderOutput:
+    """The asset over white."""
+    like = next(rep.parameters())
+    return renderer(rep, cameras.to(like), Background(like.new_ones(len(cameras), 3)))
+
+
+def psnr(true: RenderOutput, got: RenderOutput, look: Literal["rgb", "normal"] = "rgb") -> float:
+    """Peak signal-to-noise ratio in dB, at most 100, of renders over white against the true ones.
 
     Only pixels that one of the two covers count: a wide empty surround would flatter any file. An asset of which
     nothing is seen is shown by any file that shows nothing.
     """
-    like = next(rep.parameters())
-    white = Background(like.new_ones(len(cameras), 3))
-    true, got = (renderer(one.to(like.device), cameras.to(like), white) for one in (rep, again))
     covered = (true.alpha > VISIBLE) | (got.alpha > VISIBLE)
     error = (picture(true, look) - picture(got, look)).square() * covered
     mean = error.sum() / (3 * covered.sum()).clamp(min=1)
