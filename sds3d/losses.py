@@ -10,6 +10,7 @@
 | laplacian          | mean |mean of a vertex's neighbours - vertex|^2           | meshes with even triangles      |
 | normal_consistency | mean of 1 - cos of the angle between adjacent triangles   | meshes without creases          |
 | orientation        | mean over rays of sum w max(0, normal . ray)^2            | no density that faces away      |
+| tv                 | mean |difference of neighbouring raw numbers| of a grid   | fields without noise            |
 
 A weight is a number or a schedule over progress. The gradient of a score is summed over pixels and these are means, so
 useful weights are far from 1.
@@ -78,6 +79,14 @@ def orientation(rep: Representation, out: RenderOutput, step: Step) -> Tensor:
     return out.away.mean()
 
 
+def tv(rep: Representation, out: RenderOutput, step: Step) -> Tensor:
+    """Total variation of a field's raw numbers, density and colours alike: the sum over the three axes."""
+    grid = getattr(rep, "grid", None)
+    if not isinstance(grid, Tensor):
+        raise ValueError(f'The regulariser "tv" needs a field, and a {type(rep).__name__} is none.')
+    return torch.stack([grid.diff(dim=axis).abs().mean() for axis in range(3)]).sum()
+
+
 def _of_mesh(rep: Representation, method: str, name: str) -> Tensor:
     found: Callable[[], Tensor] | None = getattr(rep, method, None)
     if found is None:
@@ -101,6 +110,7 @@ LOSSES: dict[str, Callable[[Representation, RenderOutput, Step], Tensor]] = {
     "laplacian": laplacian,
     "normal_consistency": normal_consistency,
     "orientation": orientation,
+    "tv": tv,
 }
 
 

@@ -18,6 +18,7 @@ from .cameras import orbit
 from .core import Background, Cameras, Renderer, RenderOutput, Representation, Step
 from .engine import Start
 from .renderers.raster import Raster
+from .representations.adam import adam_
 from .representations.fusion import fuse, paint, without_specks
 from .representations.isosurface import surface_nets
 from .representations.mesh import Mesh, Triangles, icosphere
@@ -55,7 +56,8 @@ def fit_to(mesh: Surface, target: RenderOutput, cameras: Cameras, steps: int) ->
     share one step length, of `STEP_LENGTH` in world units for the one that moves most.
     """
     mesh = copy.deepcopy(mesh)
-    colours = torch.optim.Adam([getattr(mesh, name) for name in mesh.LEARNT if name != "offsets"], lr=COLOUR_RATE)
+    colours = [getattr(mesh, name) for name in mesh.LEARNT if name != "offsets"]
+    moments = [(torch.zeros_like(colour), colour.new_zeros(1)) for colour in colours]
     momentum = torch.zeros_like(mesh.base)
     apart = torch.arange(VIEWS) * len(cameras) // VIEWS
     for index in range(steps):
@@ -65,7 +67,8 @@ def fit_to(mesh: Surface, target: RenderOutput, cameras: Cameras, steps: int) ->
         error = (out.rgb - target.rgb[rows]).square().mean() + (out.alpha - target.alpha[rows]).square().mean()
         mesh.zero_grad()
         error.backward()
-        colours.step()
+        for colour, (first, second) in zip(colours, moments, strict=True):
+            adam_(colour, first, second, index + 1, COLOUR_RATE)
         assert mesh.offsets.grad is not None  # The mesh was drawn.
         momentum = MOMENTUM * momentum + (1 - MOMENTUM) * mesh.diffused(mesh.offsets.grad)
         longest = momentum.norm(dim=-1).max().clamp_min(torch.finfo(momentum.dtype).tiny)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sds3d.cameras import orbit
 from sds3d.core import Background, RenderOutput, Step
+from sds3d.losses import LOSSES
 from sds3d.renderers.volume import Volume
 from sds3d.representations.field import (
     DENSITY_SCALE,
@@ -19,6 +20,7 @@ from sds3d.representations.field import (
     points,
     resampled,
 )
+from sds3d.representations.start import Blob
 
 CAMERAS = orbit([0.0, 90.0, 180.0, 270.0], [10.0, 20.0, 0.0, -10.0], 12)
 WHITE = Background(torch.ones(4, 3))
@@ -138,6 +140,20 @@ def test_resuming_gives_the_same_bits(saved: int) -> None:
     assert list(whole.state()) == ["grid", "occupied", "first", "second", "steps"]
 
 
+def test_total_variation_is_that_of_a_ramp() -> None:
+    """x rises by 3 from one side to the other along the first axis, r falls by 1 along the last."""
+    grid = torch.zeros(7, 7, 7, 4)
+    grid[..., 0] = torch.linspace(0, 3, 7)[:, None, None]
+    grid[..., 1] = -torch.linspace(0, 1, 7)
+    rep = Field(grid)
+    loss = LOSSES["tv"](rep, nothing(), at(0))
+    torch.testing.assert_close(loss.detach(), torch.tensor((3 / 6 + 1 / 6) / 4))
+    loss.backward()
+    assert rep.grid.grad is not None and rep.grid.grad[0, :, :, 0].sum() < 0 < rep.grid.grad[-1, :, :, 0].sum()
+    with pytest.raises(ValueError, match="needs a field, and a Gaussians"):
+        LOSSES["tv"](Blob(4)(None, Step(0)), nothing(), at(0))
+
+
 def test_load_refuses_what_does_not_fit() -> None:
     rep = start()
     train(rep, range(1))
@@ -152,7 +168,7 @@ def test_load_refuses_what_does_not_fit() -> None:
             start().load({**good, name: bad})
     with pytest.raises(ValueError, match='lacks "first"'):
         start().load({name: tensor for name, tensor in good.items() if name != "first"})
-    bare = Ball(resolution=4)(None, Step(0))
+    bare = Ball(resolution=4).blank(None)
     bare.load(good)
     assert list(bare.state()) == ["grid", "occupied"]
     assert torch.equal(bare.state()["grid"], good["grid"])

@@ -242,6 +242,19 @@ def train(mesh: TexturedMesh, indices: range) -> None:
         mesh.update(out, step)
 
 
+def test_a_texel_moves_as_far_as_it_is_pulled():
+    """A tenth of the pull is a tenth of the step, where Adam would make the two alike."""
+    mesh = unwrap(painted(1), 32)
+    mesh.prepare(TextureOptimise(albedo=0.1), Step(0))
+    before = mesh.albedo_logits.detach().clone()
+    mesh.albedo_logits.grad = torch.zeros_like(before)
+    mesh.albedo_logits.grad[3, 4, 0], mesh.albedo_logits.grad[5, 6, 1] = 1.0, -0.1
+    mesh.update(Raster()(mesh, CAMERAS, GREY), Step(0))
+    moved = mesh.albedo_logits.detach() - before
+    torch.testing.assert_close(moved[[3, 5], [4, 6], [0, 1]], torch.tensor([-0.1, 0.01]), rtol=0, atol=1e-5)
+    assert (moved != 0).sum() == 2
+
+
 def test_resuming_ends_in_the_same_bits():
     def start() -> TexturedMesh:
         mesh = unwrap(painted(1), 32)

@@ -38,8 +38,8 @@ class FieldOptimise:
     from progress `refine_at` on, for a grid that is coarser. occupancy_steps: steps between two looks for empty cells.
     """
 
-    density: Number = Ramp(2e-1, 2e-2, curve="exponential")
-    colours: Number = Ramp(1e-1, 2e-2, curve="exponential")
+    density: Number = Ramp(4e-1, 4e-2, curve="exponential")
+    colours: Number = Ramp(2e-1, 2e-2, curve="exponential")
     resolution: int = 64
     refine_at: float = 0.3
     occupancy_steps: int = 16
@@ -210,6 +210,10 @@ class Ball:
         depth = self.density / DENSITY_SCALE * (1 - square / self.radius**2).clamp_min(0)
         raw = depth.expm1().log().clamp_min(EMPTY_RAW)  # the inverse of softplus
         return Field(torch.cat([raw[..., None], torch.zeros(*raw.shape, 3)], dim=-1))
+
+    def blank(self, previous: Representation | None) -> Representation:
+        """A field of one cell."""
+        return Field(torch.zeros(2, 2, 2, 4))
 
 
 def _check(name: str, tensor: Tensor) -> None:

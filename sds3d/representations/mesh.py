@@ -98,12 +98,14 @@ class Rates(Protocol):
 class Triangles(Representation):
     """V vertices and F triangles, counter-clockwise as seen from outside, which look like a `Material`.
 
-    A kind of mesh names its tensors: `FIXED` stay as they are, `LEARNT` are parameters that Adam moves, and `OPTIMISE`
-    is the class of its rates. Given tensors are copied.
+    A kind of mesh names its tensors: `FIXED` stay as they are, `LEARNT` are parameters that Adam moves, those in
+    `SHARED` with one second moment for the whole tensor (see `adam_`), and `OPTIMISE` is the class of the rates. Given
+    tensors are copied.
     """
 
     FIXED: ClassVar[tuple[str, ...]]
     LEARNT: ClassVar[tuple[str, ...]]
+    SHARED: ClassVar[tuple[str, ...]] = ("offsets",)
     OPTIMISE: ClassVar[type]
     base: Float[Tensor, "V 3"]
     faces: Int[Tensor, "F 3"]
@@ -198,9 +200,9 @@ class Triangles(Representation):
             raise TypeError(f"A {type(self).__name__} is optimised by a {wanted}, given {given}.")
         self._optimise, self._steps = cast(Rates, optimise), 0
         self._moments = {
-            f"{moment}.{name}": self.base.new_zeros(_moment_shape(moment, name, getattr(self, name).shape))
+            f"{moment}.{name}": self.base.new_zeros([1] if shared else getattr(self, name).shape)
             for name in self.LEARNT
-            for moment in ("first", "second")
+            for moment, shared in (("first", False), ("second", name in self.SHARED))
         }
 
     def update(self, out: RenderOutput, step: Step) -> Mapping[str, float]:
@@ -243,7 +245,8 @@ class Triangles(Representation):
             moments = {name: tensors[name].to(self.base).clone() for name in self._moments}
             for name, tensor in moments.items():
                 moment, _, parameter = name.partition(".")
-                check_rows(name, tensor, _moment_shape(moment, parameter, taken[parameter].shape))
+                shared = moment == "second" and parameter in self.SHARED
+                check_rows(name, tensor, torch.Size([1]) if shared else taken[parameter].shape)
             self._moments, self._steps = moments, int(tensors["steps"])
         for name in self.FIXED:
             setattr(self, name, taken[name].clone())
@@ -343,11 +346,6 @@ def subdivided(vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> tup
     a, b, c = faces.unbind(1)
     split = [[a, ab, ca], [ab, b, bc], [ca, bc, c], [ab, bc, ca]]
     return torch.cat([vertices, vertices[ends].mean(dim=1)]), torch.cat([torch.stack(f, dim=1) for f in split])
-
-
-def _moment_shape(moment: str, parameter: str, shape: torch.Size) -> torch.Size:
-    """All vertices share one second moment; see `adam_`."""
-    return torch.Size([1]) if (moment, parameter) == ("second", "offsets") else shape
 
 
 def check_triangles(vertices: Tensor, faces: Tensor) -> None:

@@ -57,6 +57,9 @@ class TexturedMesh(Triangles):
 
     FIXED = ("base", "faces", "uv", "uv_faces")
     LEARNT = ("offsets", *WIDTHS)
+    SHARED = (
+        LEARNT  # A texel that few pixels read would otherwise take as large a step as any, in the noise's direction.
+    )
     OPTIMISE = TextureOptimise
     uv: Float[Tensor, "T 2"]
     uv_faces: Int[Tensor, "F 3"]
