@@ -163,8 +163,8 @@ def _plan_resume(request: Request, device: torch.device, files: Mapping[str, typ
     if request.since is not None:
         recipe = _from_stage(recipe, request.since, request.overrides, files)
     _check_stage(recipe, request.until, "--until")
-    told = {"until": request.until, "since": request.since}
-    return Job(prompts, recipe, manifest["seed"], path, device, resume=True, files=files, **told)
+    job = Job(prompts, recipe, manifest["seed"], path, device, resume=True, files=files)
+    return replace(job, until=request.until, since=request.since)
 
 
 def _check_stage(recipe: Recipe, name: str | None, option: str) -> None:
