@@ -33,16 +33,16 @@ from sds3d.schedules import Range
 
 CPU = torch.device("cpu")
 SMALL = ("stages.shape.cameras.size=16", "stages.shape.start.count=40", "stages.shape.optimise.max_count=60")
-TINY = Setting(steps=4, seeds=2, best=2, heads=2, overrides=SMALL)
+TINY = Setting(steps=4, colour=2, seeds=2, best=2, heads=2, overrides=SMALL)
 KINDS = ("sds", "csd", "bsd", "csm", "dds", "nfsd", "clip")
 
 
 def opened(name: str = "playroom", device: object = CPU):
     """The analytic prior, of which every caption means the first component."""
-    return prior(4 if name == "playroom" else 1, ("a", NEGATIVE))
+    return prior(1 if name == "playroom-single" else 4, ("a", NEGATIVE))
 
 
-PRIORS = {name: opened(name) for name in ("playroom", "playroom-single")}
+PRIORS = {name: opened(name) for name in ("playroom", "playroom-single", "playroom-latent")}
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def guidance(
 
     setting = setting or SETTING
     until = time.monotonic() + 60 * (float("inf") if budget is None else budget)
-    priors = {name: open_prior(name, device) for name in ("playroom", "playroom-single")}
+    priors = {name: open_prior(name, device) for name in ("playroom", "playroom-single", "playroom-latent")}
     able, refused = methods(setting, priors["playroom"])
     lists = Lists.of(setting, able)
     screen, level, claims = lists.screen(), lists.screen(equal_steps=True), lists.claims()

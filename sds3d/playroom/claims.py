@@ -11,6 +11,7 @@ independent of one another. The scores are continuous, and each is the larger th
 | over-saturation | how far the mean chroma lies above the true one, 0 where it lies below                        |
 | saturation      | how far the mean chroma lies from the true one                                                |
 | shape           | 1 - silhouette IoU                                                                            |
+| colour          | minus the PSNR inside the true mask, in dB                                                    |
 
 Over-saturation alone would praise an asset of grey, so what is claimed of it is judged by both scores of chroma. A run
 that failed, or whose asset overlaps the true one nowhere, has no score, and its pair is left out and counted as such.
@@ -38,6 +39,7 @@ SCORES: dict[str, Callable[[Figures], float | None]] = {
     "over-saturation": lambda figures: chroma(figures, lambda error: max(error, 0.0)),
     "saturation": lambda figures: chroma(figures, abs),
     "shape": lambda figures: 1 - figures["iou"] if "iou" in figures else None,
+    "colour": lambda figures: -figures["psnr"] if "psnr" in figures else None,
 }
 
 

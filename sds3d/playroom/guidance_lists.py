@@ -25,7 +25,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
-from .. import plugins
+from .. import plugins, recipes
 from ..core import Guidance, Prior
 from ..cost import steps_within
 from ..engine import Guide, Recipe, Stage
@@ -68,6 +68,16 @@ CLAIMS = (
         )
         for score in ("two-facedness", "shape")
     ),
+    *(
+        Claim(
+            f"pixels and then latents lower the error of {score} against latents alone",
+            "StableDreamer (Guo et al. 2023, arXiv 2312.02189)",
+            "pixels, then latents",
+            "latents alone",
+            score,
+        )
+        for score in ("colour", "shape")
+    ),
 )
 
 
@@ -75,12 +85,13 @@ CLAIMS = (
 class Setting:
     """The numbers of the benchmark.
 
-    steps: of SDS. seeds: from 0, of the final and of the claims. high: the scale of MVDream's SDS, at which its
-    saturation is judged. best: how many methods go on to the final beside SDS. heads: of the claims about faces, half
-    held out. overrides: of the recipe, as `--set` takes them.
+    steps: of SDS. colour: of the second stage of the recipe stabledreamer. seeds: from 0, of the final and of the
+    claims. high: the scale of MVDream's SDS, at which its saturation is judged. best: how many methods go on to the
+    final beside SDS. heads: of the claims about faces, half held out. overrides: of the recipe, as `--set` takes them.
     """
 
     steps: int = 150
+    colour: int = 75
     seeds: int = 3
     high: float = 50.0
     best: int = 5
@@ -106,6 +117,15 @@ class Setting:
         """The bench recipe with one guidance."""
         stage = replace(self.stage(), steps=steps, prior=prior, guidance={"main": Guide(guidance)})
         return Recipe({"shape": stage}, exports=())
+
+    def staged(self) -> Recipe:
+        """The recipe stabledreamer in as many steps as the bench recipe and `colour` more, seen by the same cameras."""
+        data = recipes.read("stabledreamer")
+        for assignment in self.overrides:
+            recipes.override(data, assignment)
+        shape, colour = recipes.build(data).stages.values()
+        colour = replace(colour, steps=self.colour, cameras=shape.cameras)
+        return Recipe({"shape": replace(shape, steps=self.steps), "colour": colour}, exports=())
 
     def method(self, kind: str) -> Guidance:
         """A method with its own numbers, but the recipe's times and scale where it has them."""
@@ -188,7 +208,7 @@ class Lists:
         return self.runs(dict.fromkeys(("sds", *best)), self.setting.prompts(), self.setting.seeds)
 
     def claims(self) -> list[Entry]:
-        """Faces for the claims about views, all 12 prompts for those about colour."""
+        """Faces for the claims about views, all 12 prompts for the others."""
         setting, times = self.setting, self.setting.sds().t
         single = {
             "single view, annealed": Sds(mix=Cfg(setting.scale), t=times),
@@ -197,11 +217,14 @@ class Lists:
         faces = {name: setting.recipe(sds, setting.steps, "playroom-single") for name, sds in single.items()}
         loud = Sds(form="eps", mix=Cfg(setting.high), t=times)  # DreamFusion's form, whose target nothing clamps
         colours = {"sds at a high scale": setting.recipe(loud, setting.steps)}
+        latent = setting.recipe(setting.sds(), setting.steps + setting.colour, "playroom-latent")
+        spaces = {"pixels, then latents": setting.staged(), "latents alone": latent}
         return [
             *self.runs(["sds"], setting.faces(), setting.seeds),
             *each(faces, setting.faces(), setting.seeds),
             *self.runs([kind for kind in ("bsd", "csm") if kind in self.methods], setting.prompts(), setting.seeds),
             *each(colours, setting.prompts(), setting.seeds),
+            *each(spaces, setting.prompts(), setting.seeds),
         ]
 
 
