@@ -21,13 +21,12 @@ from .renderers.raster import Raster
 from .representations.adam import adam_
 from .representations.fusion import fuse, paint, without_specks
 from .representations.isosurface import surface_nets
-from .representations.mesh import Mesh, Triangles, icosphere
+from .representations.mesh import Mesh, Triangles, icosphere, logits_of
 from .representations.simplify import simplified
 from .representations.texture import unwrap
 from .schedules import Ramp, value
 
 RINGS = ((-10.0, 8), (15.0, 8), (45.0, 8), (80.0, 2))  # elevation in degrees, views; no stage looks from further below
-INSIDE = 1e-3  # how near to 0 and 1 a colour comes, whose logit is kept
 VIEWS = 4  # of a step of the fit
 STEP_LENGTH = Ramp(4e-3, 4e-4, curve="exponential")
 COLOUR_RATE, MOMENTUM = 5e-2, 0.8
@@ -121,7 +120,7 @@ class Meshed:
             raise ValueError("There is nothing to make a mesh of: the asset is nowhere more than half opaque.")
         bare = Mesh(*simplified(*surface_nets(sdf), self.triangles))
         colours = paint(bare.vertices.detach(), bare.normals().detach(), out.rgb, out.depth, out.alpha, cameras)
-        return Mesh(bare.vertices, bare.faces, colours.clamp(INSIDE, 1 - INSIDE).logit())
+        return Mesh(bare.vertices, bare.faces, logits_of(colours))
 
     def blank(self, previous: Representation | None) -> Representation:
         """A mesh of twenty triangles."""

@@ -14,7 +14,7 @@ from .export.placement import Similarity
 from .meshing import Meshed
 from .renderers.splats import Splats
 from .representations.gaussians import Gaussians
-from .representations.mesh import Mesh, Triangles, icosphere
+from .representations.mesh import Mesh, Triangles, icosphere, logits_of
 from .representations.start import Blob
 from .representations.surfels import surfels
 from .representations.texture import TexturedMesh, unwrap
@@ -75,7 +75,7 @@ def _vertex_coloured(rep: Representation, step: Step) -> Mesh:
         for k in range(3):
             albedo = rep.material(faces, corner[k].expand(len(faces), 3)).albedo
             rgb[rep.faces[:, k]] = albedo.detach()
-        return Mesh(rep.vertices, rep.faces, rgb.clamp(1e-3, 1 - 1e-3).logit())
+        return Mesh(rep.vertices, rep.faces, logits_of(rgb))
     made = Meshed(Splats())(rep, step)
     assert isinstance(made, Mesh)  # That is what it makes.
     return made

@@ -10,7 +10,8 @@ from sds3d.core import Cameras
 from sds3d.playroom.grammar import parse
 from sds3d.playroom.render import render, shade, surface_normals
 from sds3d.playroom.scenes import build
-from sds3d.representations.fusion import TRUNCATION, fuse, grid_points, paint, without_specks
+from sds3d.representations.field import points as grid
+from sds3d.representations.fusion import TRUNCATION, fuse, paint, without_specks
 
 RESOLUTION = 32
 STEP = 2 / (RESOLUTION - 1)
@@ -36,7 +37,7 @@ def drawn():
 def test_what_is_fused_is_the_scene(drawn):
     """Half a step away from the surface every sign is right, and the volume is the scene's."""
     cameras, scenes = drawn
-    points = grid_points(RESOLUTION, 1.0, torch.zeros(0)).view(-1, 3)
+    points = grid(RESOLUTION, torch.zeros(0)).view(-1, 3)
     for text, (scene, out) in scenes.items():
         sdf = fuse(out.depth, out.alpha, cameras, RESOLUTION).flatten()
         true = scene.distance(points)
@@ -51,7 +52,7 @@ def test_without_depth_only_the_visual_hull_is_left(drawn):
     """A cube's silhouettes leave it a little larger than it is and never smaller."""
     cameras, scenes = drawn
     scene, out = scenes["a red cube"]
-    points = grid_points(RESOLUTION, 1.0, torch.zeros(0)).view(-1, 3)
+    points = grid(RESOLUTION, torch.zeros(0)).view(-1, 3)
     hull = fuse(torch.zeros_like(out.depth) + 1e-3, out.alpha, cameras, RESOLUTION).flatten() < 0
     inside = scene.distance(points) < -STEP / 2
     assert hull[inside].all() and hull.sum() < 2 * inside.sum()
@@ -83,7 +84,7 @@ def test_painted_points_have_the_scenes_colours(drawn):
     cameras, scenes = drawn
     for text, (scene, _) in scenes.items():
         out = render(scene, cameras, torch.zeros(len(cameras), 3), samples=2)
-        points = grid_points(RESOLUTION, 1.0, torch.zeros(0)).view(-1, 3)
+        points = grid(RESOLUTION, torch.zeros(0)).view(-1, 3)
         points = points[scene.distance(points).abs() < STEP / 2]
         normals = surface_normals(scene, points)
         points = points - scene.distance(points)[:, None] * normals
@@ -104,7 +105,7 @@ def test_a_point_that_nobody_sees_is_painted_like_what_hides_it(drawn):
 
 def test_specks_are_taken_away_and_parts_are_kept():
     """Of three balls in a ratio of volumes of 1000 to 125 to 1 the last alone goes."""
-    points = grid_points(40, 1.0, torch.zeros(0))
+    points = grid(40, torch.zeros(0))
     balls = [(-0.3, 0.5), (0.5, 0.25), (0.9, 0.05)]
     distances = [(points - centre).norm(dim=-1) - radius for centre, radius in balls]
     sdf = torch.stack(distances).amin(dim=0)

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..core import Condition, Image, Latent, Query
+from ..core import Cameras, Condition, Image, Latent, Query
 from . import folder as files
 
 HALF_FROM = 200_000_000  # on a GPU, networks of this many parameters run in half precision
@@ -67,6 +67,25 @@ class FolderPrior(ABC):
         """Raise ValueError where a network that reads text alone is told a picture."""
         if given:
             raise ValueError(f'The prior "{self.name}" reads text, not reference or control pictures.')
+
+    def told_camera(self, cameras: Cameras) -> Tensor | None:
+        """The cameras as the network is told them, or None where it is not."""
+        return None
+
+    def condition(
+        self,
+        text: Tensor,
+        cameras: Cameras | None,
+        reference: Image | None = None,
+        control: Sequence[tuple[Image, float]] = (),
+    ) -> Condition:
+        """text: [N, L, d], or one row for all. Raises ValueError for a picture, which this network cannot be told."""
+        self.refuse_pictures(reference is not None or bool(control))
+        if cameras is None:
+            return Condition(text)
+        if text.shape[0] == 1:
+            text = text.expand(len(cameras), -1, -1)
+        return Condition(text, self.told_camera(cameras))
 
     def owns(self, adapter: object) -> bool:
         """Whether an adapter is one of this network's, which shares its forward."""

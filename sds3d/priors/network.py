@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core import Cameras, Condition, Image, Latent, Learner, Query, Step
+from ..core import Cameras, Latent, Learner, Query, Step
 from ..diffusion import eps_from_v, eps_from_x0
 from . import folder as files
 from .frozen import FolderPrior, precision
@@ -49,19 +49,8 @@ class NetworkPrior(FolderPrior):
     def text(self, prompts: Sequence[str]) -> Tensor:
         return self.reader(prompts)
 
-    def condition(
-        self,
-        text: Tensor,
-        cameras: Cameras | None,
-        reference: Image | None = None,
-        control: Sequence[tuple[Image, float]] = (),
-    ) -> Condition:
-        """text: [N, L, d], or one row for all. Raises ValueError for a picture, which this network cannot be told."""
-        self.refuse_pictures(reference is not None or bool(control))
-        if cameras is not None and text.shape[0] == 1:
-            text = text.expand(len(cameras), -1, -1)
-        camera = camera_vector(cameras) if self.sees_camera and cameras is not None else None
-        return Condition(text, camera)
+    def told_camera(self, cameras: Cameras) -> Tensor | None:
+        return camera_vector(cameras) if self.sees_camera else None
 
     def index(self, t: Float[Tensor, "N"]) -> Tensor:
         """The grid index of each time."""

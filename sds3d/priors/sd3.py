@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..core import Cameras, Condition, Image, Latent, Learner, Query, Step
+from ..core import Latent, Learner, Query, Step
 from . import folder as files
 from .frozen import FolderPrior, precision
 from .latent import codec_of
@@ -54,19 +54,6 @@ class Sd3Prior(FolderPrior):
         width = self.transformer.config.joint_attention_dim
         t5 = clip.new_zeros(len(prompts), T5_LENGTH, width) if self.t5 is None else self.t5(prompts)
         return torch.cat([pad(clip, (0, width - clip.shape[-1])), t5], dim=1)
-
-    def condition(
-        self,
-        text: Tensor,
-        cameras: Cameras | None,
-        reference: Image | None = None,
-        control: Sequence[tuple[Image, float]] = (),
-    ) -> Condition:
-        """text: [N, L, d], or one row for all. Raises ValueError for a picture, which this network cannot be told."""
-        self.refuse_pictures(reference is not None or bool(control))
-        if cameras is not None and text.shape[0] == 1:
-            text = text.expand(len(cameras), -1, -1)
-        return Condition(text)
 
     def snap(self, t: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
         return t.clamp(0, LAST)

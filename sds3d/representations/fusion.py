@@ -2,7 +2,7 @@
 
 | symbol | variable | equation                                                                           |
 |--------|----------|------------------------------------------------------------------------------------|
-| p      | points   | a point of the grid; a view sees it at the depth z and in the pixel u              |
+| p      | places   | a point of the grid; a view sees it at the depth z and in the pixel u              |
 | d      | along    | D(u) - z, the way from p on to the surface that the view shows, cut to at most w   |
 |        |          | p is outside where d > 0; where d < -w it is hidden, and the view has no word      |
 | h      | hull     | r (1 - 2 a(u)), r the size of a pixel at p; above 0 outside of the silhouette      |
@@ -21,16 +21,11 @@ from torch.nn.functional import grid_sample, max_pool3d, normalize
 
 from ..cameras import world_to_camera
 from ..core import Cameras
+from .field import points
 
 TRUNCATION = 3.0  # w in steps of the grid
 FULL = 0.5  # alpha from which on a pixel's depth is a surface's
 UNSEEN = 1e-4  # the worth of a view that does not see a point
-
-
-def grid_points(resolution: int, radius: float, like: Tensor) -> Float[Tensor, "R R R 3"]:
-    """The points of an even grid over the cube [-radius, radius]^3, indexed x, y, z."""
-    axis = torch.linspace(-radius, radius, resolution, dtype=like.dtype, device=like.device)
-    return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)
 
 
 @torch.no_grad()
@@ -49,13 +44,13 @@ def fuse(
     size = (len(cameras), cameras.height, cameras.width, 1)
     if depth.shape != size or alpha.shape != size:
         raise ValueError(f"depth and alpha must be {list(size)}, given {list(depth.shape)} and {list(alpha.shape)}.")
-    points = grid_points(resolution, radius, depth).view(-1, 3)
+    places = radius * points(resolution, depth).view(-1, 3)
     width = TRUNCATION * 2 * radius / (resolution - 1)
-    total, words = torch.zeros_like(points[:, 0]), torch.zeros_like(points[:, 0])
+    total, words = torch.zeros_like(places[:, 0]), torch.zeros_like(places[:, 0])
     hull = torch.full_like(total, -width)
     cameras = cameras.to(depth)
     for view in range(len(cameras)):
-        where, z, pixel = project(points, cameras, view)
+        where, z, pixel = project(places, cameras, view)
         seen = ((where.abs() <= 1).all(dim=1) & (z > 0)).to(z)
         full = (alpha[view] > FULL).to(depth)
         a, d, share = (sample(picture, where)[:, 0] for picture in (alpha[view], depth[view] * full, full))
@@ -91,23 +86,23 @@ def without_specks(sdf: Float[Tensor, "X Y Z"], share: float = 0.01) -> Float[Te
 
 @torch.no_grad()
 def paint(
-    points: Float[Tensor, "n 3"],
+    places: Float[Tensor, "n 3"],
     normals: Float[Tensor, "n 3"],
     premultiplied: Float[Tensor, "B H W 3"],
     depth: Float[Tensor, "B H W 1"],
     alpha: Float[Tensor, "B H W 1"],
     cameras: Cameras,
 ) -> Float[Tensor, "n 3"]:
-    """Colours in [0, 1] of points on the surface: the mean over the views that see them, the more the straighter.
+    """Colours in [0, 1] of places on the surface: the mean over the views that see them, the more the straighter.
 
     premultiplied: pictures over black. A view sees a point that is at most two pixels behind what it shows; a point
     that no view sees gets the colour of what hides it.
     """
-    cameras = cameras.to(points)
-    colour, weight = torch.zeros_like(points), torch.zeros_like(points[:, :1])
+    cameras = cameras.to(places)
+    colour, weight = torch.zeros_like(places), torch.zeros_like(places[:, :1])
     for view in range(len(cameras)):
-        where, z, pixel = project(points, cameras, view)
-        towards = normalize(cameras.position[view] - points, dim=-1)
+        where, z, pixel = project(places, cameras, view)
+        towards = normalize(cameras.position[view] - places, dim=-1)
         facing = (normals * towards).sum(dim=-1).clamp_min(0).square()
         full = (alpha[view] > FULL).to(depth)
         d, share = (sample(picture, where)[:, 0] for picture in (depth[view] * full, full))
@@ -119,11 +114,11 @@ def paint(
 
 
 def project(
-    points: Float[Tensor, "n 3"], cameras: Cameras, view: int
+    places: Float[Tensor, "n 3"], cameras: Cameras, view: int
 ) -> tuple[Float[Tensor, "n 2"], Float[Tensor, "n"], Float[Tensor, "n"]]:
-    """Where a view sees points: the place in [-1, 1]^2 of its picture, the depth, and a pixel's size at that depth."""
+    """Where a view sees places: the place in [-1, 1]^2 of its picture, the depth, and a pixel's size at that depth."""
     w2c = world_to_camera(cameras[view : view + 1])[0]
-    local = points @ w2c[:3, :3].T + w2c[:3, 3]
+    local = places @ w2c[:3, :3].T + w2c[:3, 3]
     z = local[:, 2]
     focal = cameras.K[view, [0, 1], [0, 1]]
     pixel = local[:, :2] / z.clamp_min(1e-6)[:, None] * focal + cameras.K[view, :2, 2]

@@ -23,6 +23,7 @@ from .adam import adam_
 
 OFFSETS = Ramp(5e-3, 5e-4, curve="exponential")  # these rates suit about 300 steps on an object of radius 1
 COLOURS = Ramp(5e-2, 2e-2)
+INSIDE = 1e-3  # how near to 0 and 1 a colour comes, whose logit is kept
 REACH, SWEEPS = 20.0, 16  # of `Triangles.diffused`
 MAX_SUBDIVISIONS = 6  # 81920 triangles
 
@@ -346,6 +347,11 @@ def subdivided(vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> tup
     a, b, c = faces.unbind(1)
     split = [[a, ab, ca], [ab, b, bc], [ca, bc, c], [ab, bc, ca]]
     return torch.cat([vertices, vertices[ends].mean(dim=1)]), torch.cat([torch.stack(f, dim=1) for f in split])
+
+
+def logits_of(rgb: Tensor) -> Tensor:
+    """The logits of colours in [0, 1], those at the ends brought `INSIDE`, where a logit can still learn."""
+    return rgb.clamp(INSIDE, 1 - INSIDE).logit()
 
 
 def check_triangles(vertices: Tensor, faces: Tensor) -> None:

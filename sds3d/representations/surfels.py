@@ -21,11 +21,10 @@ from torch.nn.functional import normalize
 
 from ..core import Step
 from .gaussians import Gaussians
-from .mesh import Triangles
+from .mesh import Triangles, logits_of
 
 SPREAD, THICK = 0.65, 0.1  # in spacings; discs that overlap so far leave no holes
 OPACITY = 0.95
-INSIDE = 1e-3  # how near to 0 and 1 a colour comes, whose logit is kept
 
 
 @torch.no_grad()
@@ -44,7 +43,7 @@ def surfels(mesh: Triangles, count: int, step: Step) -> Gaussians:
     root = v.sqrt()
     weights = torch.stack([1 - root, root * (1 - w), root * w], dim=-1).to(vertices)  # even over the triangle
     means = (weights[..., None] * corners[face]).sum(dim=1)
-    colours = mesh.material(face, weights).albedo.clamp(INSIDE, 1 - INSIDE)
+    colours = mesh.material(face, weights).albedo
     spacing = math.sqrt(total / count)
     scales = vertices.new_tensor([SPREAD, SPREAD, THICK]) * spacing
     return Gaussians(
@@ -52,7 +51,7 @@ def surfels(mesh: Triangles, count: int, step: Step) -> Gaussians:
         log_scales=scales.log().expand(count, 3),
         quats=turn_to(normalize(across[face], dim=-1)),
         opacity_logits=vertices.new_full((count,), OPACITY).logit(),
-        colour_logits=colours.logit(),
+        colour_logits=logits_of(colours),
     )
 
 

@@ -17,14 +17,13 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d, normalize
 
 from ..schedules import Number, Ramp, value
-from .mesh import Material, Mesh, Triangles, check_corners, check_rows, check_triangles, ranges
+from .mesh import Material, Mesh, Triangles, check_corners, check_rows, check_triangles, logits_of, ranges
 
 WIDTHS = {"albedo_logits": 3, "roughness_logits": 1, "metallic_logits": 1, "slopes": 2}  # channels of each texture
 ROUGH, METAL = 1.5, -4.0  # logits to begin with: roughness 0.82, metallic 0.02
 ALBEDO = Ramp(5e-2, 1e-2)
 PADDING = 3  # texels between charts in xatlas's own picture, which is up to half as large again as asked for
 LARGEST = 4096
-INSIDE = 1e-3  # how near to 0 and 1 a colour comes, whose logit is kept
 
 
 @dataclass(frozen=True)
@@ -246,6 +245,6 @@ def unwrap(mesh: Mesh, size: int) -> TexturedMesh:
     marked[at] = True
     colours = rgb.new_zeros(size * size, 3)
     colours[at] = rgb
-    logits = colours[nearest(marked.view(size, size))].clamp(INSIDE, 1 - INSIDE).logit()
+    logits = logits_of(colours[nearest(marked.view(size, size))])
     textures = {name: texture.to(vertices) for name, texture in blank(size).items()} | {"albedo_logits": logits}
     return TexturedMesh(vertices, mesh.faces, uv, uv_faces, textures)
