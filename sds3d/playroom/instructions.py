@@ -59,7 +59,8 @@ def rewrite(source: Spec, instruction: str) -> Spec:
 
 def changes(instruction: str) -> list[Change]:
     """What an instruction says, in order. Raises ValueError for a sentence that is none."""
-    said = [SAME.get(word, word) for word in re.findall(r"[^\s,.!;]+|[,;]", instruction.lower())]
+    words: list[str] = re.findall(r"[^\s,.!;]+|[,;]", instruction.lower())
+    said = [SAME.get(word, word) for word in words]
     known = {*SET, *TAKE, *SMALL, *ADJECTIVES, *NOUNS, "and", ",", ";"}
     unknown = [word for word in dict.fromkeys(said) if word not in known]
     if unknown:
