@@ -121,11 +121,29 @@ class Guide:
     view_words: bool = True
 
 
+@dataclass(frozen=True)
+class Source:
+    """The asset that is edited, as it was: frozen, and drawn as its stage draws it."""
+
+    rep: Representation
+    renderer: Renderer
+
+    @classmethod
+    def of(cls, stage: Stage, first: Step, device: str | torch.device) -> Source:
+        """What a run's first stage starts from."""
+        return cls(stage.start(None, first).to(device).requires_grad_(False), stage.renderer)
+
+    @torch.no_grad()
+    def image(self, look: str, cameras: Cameras, background: Background, step: Step) -> Image:
+        """The picture that a prior would see of it."""
+        return LOOKS[look](self.renderer(self.rep, cameras, background, step))
+
+
 @dataclass
 class Term:
     """One guidance at work: with its opened prior, its prompts and the networks that it trains.
 
-    grad: the last step's gradient, for watchers.
+    source: what is edited, or None. grad: the last step's gradient, for watchers.
     """
 
     name: str
@@ -135,6 +153,7 @@ class Term:
     weight: Number = 1.0
     look: str = "rgb"
     learners: Mapping[str, Learner] = field(default_factory=dict)
+    source: Source | None = None
     grad: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -148,7 +167,8 @@ class Term:
         return told | {name: replace(told[name], weight=weight) for name, weight in weights.items()}
 
     def __call__(self, out: RenderOutput, cameras: Cameras, background: Background, step: Step) -> Guided:
-        views = Views(LOOKS[self.look](out), out, cameras)
+        was = None if self.source is None else self.source.image(self.look, cameras, background, step)
+        views = Views(LOOKS[self.look](out), out, cameras, was)
         conditions = self.conditions(cameras, background)
         guided = self.guidance(self.prior, views, conditions, step.child(self.name), self.learners)
         weight = value(self.weight, step.progress)
@@ -341,13 +361,16 @@ def run(
 ) -> Outcome:
     """Make an asset: every stage in order, or from where `saved` stood.
 
-    priors: opened, by the names that the recipe uses. Raises ValueError, before the first step, for what does not fit
-    together; ArithmeticError for a number that is not finite.
+    priors: opened, by the names that the recipe uses. Prompts with a source edit what the first stage starts from, and
+    every term sees it as it was beside what it has become. Raises ValueError, before the first step, for what does not
+    fit together; ArithmeticError for a number that is not finite.
     """
     firsts = {name: Step(seed, name) for name in recipe.stages}
     if saved is not None and saved.stage not in firsts:
         raise ValueError(f'The checkpoint stands in stage "{saved.stage}", which this recipe does not have.')
     made = {name: stage.terms(prompts, priors, firsts[name]) for name, stage in recipe.stages.items()}
+    begins, begun = next(iter(recipe.stages.items()))
+    source = None if prompts.source is None else Source.of(begun, firsts[begins], device)
     rep: Representation | None = None
     outcome = None
     for name, stage in recipe.stages.items():
@@ -356,7 +379,7 @@ def run(
             continue  # Its result lies in the checkpoint.
         terms, begin = made[name], 0
         for term in terms:
-            term.learners = term.guidance.init(term.prior, firsts[name].child(term.name))
+            term.source, term.learners = source, term.guidance.init(term.prior, firsts[name].child(term.name))
         rep.prepare(stage.optimise, firsts[name])
         if saved is not None:
             restore(saved.tensors, rep, terms)

@@ -4,7 +4,8 @@ A caption is "{prompt}{look}{view}{background}", for example "a red cube, normal
 are "cond" (the caption), "cond_plain" (the caption without the word of its view, for networks that are told the camera
 apart from it), "uncond" (the empty prompt) and, where one is given, "negative" (the negative prompt, alone). Where
 views have words there are also the negatives of Perp-Neg (Armandpour et al. 2023, arXiv 2304.04968): "not_front" and
-"not_side", the caption with the word of that other view, each with a weight by camera.
+"not_side", the caption with the word of that other view, each with a weight by camera. Where an asset is edited,
+"source" is the caption of what it was.
 """
 
 from __future__ import annotations
@@ -47,23 +48,28 @@ class Prompts:
     """A prompt and what may be added to it.
 
     negative: what the object should not be, or None. view_words: say ", front view" and so on, which only a prior that
-    sees one view at a time needs. name_background: say ", on white" where the background has a name.
+    sees one view at a time needs. name_background: say ", on white" where the background has a name. source: what the
+    asset that is edited was before, or None where nothing is edited.
     """
 
     prompt: str
     negative: str | None = None
     view_words: bool = False
     name_background: bool = True
+    source: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", tidy(self.prompt))
         if self.negative is not None:
             object.__setattr__(self, "negative", tidy(self.negative, "negative prompt"))
+        if self.source is not None:
+            object.__setattr__(self, "source", tidy(self.source, "source prompt"))
 
     def names(self) -> frozenset[str]:
         """The questions that these prompts can ask."""
         avoided = [f"not_{word}" for word in AVOIDED] if self.view_words else []
-        return frozenset(("cond", "cond_plain", "uncond", *avoided, *(() if self.negative is None else ("negative",))))
+        given = [name for name in ("negative", "source") if getattr(self, name) is not None]
+        return frozenset(("cond", "cond_plain", "uncond", *avoided, *given))
 
     def texts(self, cameras: Cameras, background: Background, look: str = "rgb") -> dict[str, tuple[str, ...]]:
         """For each question one text per view [B]."""
@@ -84,6 +90,8 @@ class Prompts:
             texts |= {f"not_{word}": tuple(f"{said}, {word} view{b}" for b in behind) for word in AVOIDED}
         if self.negative is not None:
             texts["negative"] = (self.negative,) * rows
+        if self.source is not None:
+            texts["source"] = tuple(self.source + LOOK_WORDS[look] + v + b for v, b in zip(view, behind, strict=True))
         return texts
 
     def weights(self, cameras: Cameras) -> dict[str, Float[Tensor, "B"]]:

@@ -8,12 +8,13 @@ from sds3d.cameras import Orbit
 from sds3d.core import Background, Guidance, Guided, RenderOutput, Step
 from sds3d.diffusion import diffuse
 from sds3d.engine import LOOKS, Guide, Recipe, Saved, Stage, fit, require_finite, run, tensors
+from sds3d.guidance.dds import Dds
 from sds3d.guidance.mix import Cfg
 from sds3d.guidance.sds import Sds
 from sds3d.losses import Losses
 from sds3d.prompts import LOOK_WORDS, Prompts
 from sds3d.renderers.background import Named
-from sds3d.schedules import Ramp
+from sds3d.schedules import Ramp, Range
 
 RED = Prompts("red")
 
@@ -238,3 +239,45 @@ def test_recipes_need_stages_with_plain_names() -> None:
     for stages in ({}, {"../x": stage()}):
         with pytest.raises(ValueError):
             Recipe(stages)
+
+
+class Seen(Guidance):
+    """Keeps what it is shown and moves the views toward grey, so that asset and source part."""
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def __call__(self, prior, views, conditions, step, state) -> Guided:
+        self.pairs.append((views.image.detach(), views.source))
+        z = prior.encode(views.image)
+        return Guided(z, z.detach())
+
+
+def test_an_edit_shows_every_term_what_the_asset_was_at_the_cameras_of_the_step() -> None:
+    seen = Seen()
+    steps = recipe(4, guidance={"seen": Guide(seen)})
+    run(steps, Prompts("red", source="blue"), priors())
+    first = Step(0, "shape")
+    start, one = stage().start(None, first), steps.stages["shape"]
+    for step, (image, was) in zip(one.walk(first), seen.pairs, strict=True):
+        cameras, background = one.look(step, 1, torch.zeros(()))
+        assert torch.equal(was, one.renderer(start, cameras, background, step).rgb.detach())
+        assert torch.equal(image, was) == (step.index == 0)
+
+
+def test_an_edit_into_what_is_there_already_leaves_it_as_it_is() -> None:
+    # The two scores of DDS are one then, so no other draw of noise can move anything.
+    dds = {"dds": Guide(Dds(t=Range(0.1, 0.6)))}
+    still = run(recipe(3, guidance=dds), Prompts("red", source="red"), priors()).rep
+    assert torch.equal(still.means, stage().start(None, Step(0, "shape")).means)
+    moved = run(recipe(3, guidance=dds), Prompts("red", source="blue"), priors()).rep
+    assert not torch.equal(moved.means, still.means)
+
+
+def test_an_edit_without_a_source_prompt_is_refused_and_one_resumes_to_the_same_bits() -> None:
+    stages = recipe(4, guidance={"dds": Guide(Dds(t=Range(0.1, 0.6)))})
+    with pytest.raises(ValueError, match="frozen source"):
+        run(stages, RED, priors())
+    keep, edit = Keep(), Prompts("red", source="blue")
+    whole = run(stages, edit, priors(), watchers=(keep,))
+    assert same(run(stages, edit, priors(), saved=keep.states[1]).rep.state(), whole.rep.state())

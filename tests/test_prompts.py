@@ -39,9 +39,16 @@ def test_each_group_has_its_own_background() -> None:
 
 
 def test_names_are_the_questions_of_the_texts() -> None:
-    for prompts in (Prompts("a"), Prompts("a", negative="b"), Prompts("a", view_words=True)):
+    for prompts in (Prompts("a"), Prompts("a", "b"), Prompts("a", view_words=True), Prompts("a", source="b")):
         assert prompts.names() == frozenset(prompts.texts(RING, WHITE))
     assert Prompts("a", negative="b").texts(RING, WHITE)["negative"] == ("b",) * 4
+
+
+def test_the_source_is_asked_about_in_the_same_words_of_look_view_and_background() -> None:
+    texts = Prompts("a red cube", view_words=True, source="a blue cube").texts(RING, WHITE, "normal")
+    assert texts["source"] == tuple(text.replace("red", "blue") for text in texts["cond"])
+    with pytest.raises(ValueError, match="The source prompt is empty"):
+        Prompts("a red cube", source=" ")
 
 
 def test_perp_neg_asks_for_the_other_views_and_weighs_them_by_camera() -> None:
