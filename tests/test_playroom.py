@@ -11,10 +11,10 @@ from sds3d.core import Step
 from sds3d.playroom import grammar, measures, network
 from sds3d.playroom.data import training_specs
 from sds3d.playroom.grammar import Head, Pair, Thing, Toy, caption, fill, is_determined, is_held_out, parse
-from sds3d.playroom.head import LANDMARKS, skin_cm, to_cm, to_world
 from sds3d.playroom.render import render, trace
 from sds3d.playroom.scenes import Part, Scene, build
 from sds3d.playroom.shapes import sphere
+from sds3d.representations.head_profile import LANDMARKS, skin_cm, to_cm, to_world
 
 FULL_HEAD = Head("tan", "black", "blue", glasses=True, hat=True, beard=True, smile=True)
 EVERYTHING = [

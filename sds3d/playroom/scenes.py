@@ -71,7 +71,8 @@ def build(spec: Spec) -> Scene:
         return Scene(caption(spec), _pair(spec))
     if isinstance(spec, Toy):
         return Scene(caption(spec), _TOYS[spec.kind](COLOUR_RGB[spec.colour], COLOUR_RGB[spec.part]))
-    from .head import LANDMARKS, head_parts
+    from ..representations.head_profile import LANDMARKS
+    from .head import head_parts
 
     return Scene(caption(spec), head_parts(spec), LANDMARKS)
 
