@@ -23,14 +23,15 @@ from .bench import result_path, save
 from .bench_tables import figures_of, markdown, places
 from .claims import judge, mean
 from .guidance_lists import CLAIMS, SETTING, Lists, Setting, methods
-from .runs import Entry, append, line, make, read
+from .runs import Entry, Further, append, line, make, nothing, read
 
 
 @dataclass
 class Bench:
     """The file of runs at work.
 
-    only: the arms that are made, or None for all. until: the `time.monotonic` from which on no run is begun.
+    only: the arms that are made, or None for all. until: the `time.monotonic` from which on no run is begun. further:
+    more figures of each asset.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Bench:
     device: torch.device
     only: frozenset[str] | None = None
     until: float = float("inf")
+    further: Further = nothing
 
     def __post_init__(self) -> None:
         self.kept = read(self.path)
@@ -54,7 +56,7 @@ class Bench:
             if time.monotonic() >= self.until:
                 print(f"{title}: the time is up; {len(todo) - number + 1} runs are left, the same command goes on.")
                 return False
-            figures = make(entry, self.priors, self.device)
+            figures = make(entry, self.priors, self.device, self.further)
             kept = line(entry, entry.key(self.priors), figures, self.device)
             append(self.path, kept)
             self.kept[kept["key"]] = kept

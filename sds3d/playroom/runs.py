@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from .. import schema
-from ..core import Prior
+from ..core import Prior, Representation
 from ..engine import Recipe, run
 from ..prompts import Prompts
 from ..trial import Counting
@@ -75,11 +75,19 @@ class Entry:
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def make(entry: Entry, priors: Mapping[str, Prior], device: torch.device) -> dict[str, Any]:
+Further = Callable[[Entry, Representation], Figures]
+
+
+def nothing(entry: Entry, rep: Representation) -> Figures:
+    """No further figures."""
+    return {}
+
+
+def make(entry: Entry, priors: Mapping[str, Prior], device: torch.device, further: Further = nothing) -> dict[str, Any]:
     """Make a run and measure its asset against the exact scene of its prompt.
 
-    Returns the fields of `Quality`, the rows and forwards of networks in all, and seconds. Where a number of the run
-    stopped being finite it returns why, as "failed".
+    Returns the fields of `Quality`, the rows and forwards of networks in all, seconds, and what `further` finds of the
+    asset. Where a number of the run stopped being finite it returns why, as "failed".
     """
     counted = {name: Counting(priors[name]) for name in entry.priors}
     started = time.monotonic()
@@ -89,10 +97,12 @@ def make(entry: Entry, priors: Mapping[str, Prior], device: torch.device) -> dic
         return {"failed": str(error), "seconds": round(time.monotonic() - started, 2)}
     seconds = time.monotonic() - started
     renderer = entry.recipe.stages[outcome.stage].renderer
-    quality = measure(parse(entry.prompt), asset_draw(renderer, outcome.rep.to("cpu")))
+    rep = outcome.rep.to("cpu")
+    quality = measure(parse(entry.prompt), asset_draw(renderer, rep))
     figures = {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(quality).items()}
     asked = [rows for prior in counted.values() for rows in prior.rows]
-    return {**figures, "rows": sum(asked), "forwards": len(asked), "seconds": round(seconds, 2)}
+    made = {"rows": sum(asked), "forwards": len(asked), "seconds": round(seconds, 2)}
+    return {**figures, **made, **further(entry, rep)}
 
 
 def line(entry: Entry, key: str, figures: Figures, device: torch.device) -> dict[str, Any]:
