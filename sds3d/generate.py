@@ -25,8 +25,10 @@ from .engine import Outcome, Recipe, Stage, Watcher, check, never, run
 from .exporting import RunAsset
 from .files import write
 from .guidance.mix import Cfg
+from .opening import File, opened
 from .prompts import Embeddings, Prompts
 from .record import RunFolder, check_free, read_manifest, slug
+from .representations.gaussians import Gaussians
 from .watchers import PREVIEW_AZIMUTHS, Recorder, png
 
 DRAFT_STEPS, DRAFT_SCALE = 15, 2.0
@@ -102,13 +104,15 @@ def plan(request: Request) -> Job:
     if prompts.negative is not None:
         recipe = _with_negative(recipe)
     _check_exports(recipe)
+    _check_files(recipe)
     _check_stage(recipe, request.until, "--until")
     return Job(prompts, recipe, seed, path, device, files=files, until=request.until)
 
 
 def _data(request: Request) -> dict[str, Any]:
     """The recipe's data with the request's changes; steps are shared in the stages' proportion, `--set` comes last."""
-    data = recipes.read(request.recipe or "gaussians")
+    splat = request.start is not None and isinstance(opened(File(str(request.start)).found()), Gaussians)
+    data = recipes.read(request.recipe or "gaussians", splat)
     stages = recipes.build(data).stages  # The changes below need a whole recipe.
     total, before = max(sum(stage.steps for stage in stages.values()), 1), 0
     for name, stage in stages.items():
@@ -130,14 +134,14 @@ def _data(request: Request) -> dict[str, Any]:
 
 def _from_file(path: Path, stage: Stage) -> dict[str, Any]:
     """The start of a first stage that begins with a file. Raises ValueError where it cannot."""
+    if isinstance(stage.start, File):
+        return schema.to_data(replace(stage.start, path=str(path)))
     into = plugins.kind_of("optimise", type(stage.optimise))
     if into not in FROM_FILE:
         raise ValueError(
             f"--start begins with Gaussians or a mesh, and the first stage of this recipe optimises a {into}; "
             "choose another --recipe."
         )
-    if not path.is_file():
-        raise ValueError(f"There is no file {path} to start from.")
     return {"kind": "file", "path": str(path), "into": into}
 
 
@@ -207,6 +211,12 @@ def _from_negative(thing: Any) -> Any:
     if getattr(thing, "base", None) == "uncond":
         return replace(thing, base="negative")
     return replace(thing, **{f.name: _from_negative(getattr(thing, f.name)) for f in fields(thing) if f.init})
+
+
+def _check_files(recipe: Recipe) -> None:
+    for stage in recipe.stages.values():
+        if isinstance(stage.start, File):
+            stage.start.found()
 
 
 def _check_exports(recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,8 +10,9 @@ from typing import Literal
 import torch
 
 from .core import Representation, Step
-from .export import read
+from .export import glb_splat, ply_mesh, read
 from .export.placement import Similarity
+from .export.ply import HEADER_LIMIT
 from .meshing import Meshed
 from .renderers.splats import Splats
 from .representations.gaussians import Gaussians
@@ -20,6 +22,7 @@ from .representations.surfels import surfels
 from .representations.texture import TexturedMesh, unwrap
 
 Into = Literal["gaussians", "mesh", "texture"]  # as the kinds of optimise
+FACES, SPLATS = re.compile(rb"\nelement face [1-9]"), b"KHR_gaussian_splatting"
 RADIUS, SMALLEST = 0.85, 0.2  # of an asset that is brought into the world's sphere, and of one that is left as small
 
 
@@ -27,12 +30,12 @@ RADIUS, SMALLEST = 0.85, 0.2  # of an asset that is brought into the world's sph
 class File:
     """The asset of a file that `sds3d export` can write, as the representation that the stage optimises.
 
-    into: Gaussians, a mesh with colours at its vertices, or one with textures. count: Gaussians that a mesh becomes.
-    texels: a side, of the texture that other colours become. An asset that reaches out of the world's sphere, or is
-    smaller than a fifth of it, is moved and scaled into it.
+    path: None leaves it to the user, who must name one. into: Gaussians, a mesh with colours at its vertices, or one
+    with textures. count: Gaussians that a mesh becomes. texels: a side, of the texture that other colours become. An
+    asset that reaches out of the world's sphere, or is smaller than a fifth of it, is moved and scaled into it.
     """
 
-    path: str
+    path: str | None = None
     into: Into = "gaussians"
     count: int = 5000
     texels: int = 512
@@ -43,9 +46,7 @@ class File:
 
     def __call__(self, previous: Representation | None, step: Step) -> Representation:
         """Raises ValueError for a file that is not there, cannot be read or holds nothing that can be seen."""
-        if not Path(self.path).is_file():
-            raise ValueError(f"There is no file {self.path} to start from.")
-        rep = placed(read(Path(self.path)))
+        rep = placed(opened(self.found()))
         if self.into == "gaussians":
             return rep if isinstance(rep, Gaussians) else surfels(_triangles(rep), self.count, step)
         if self.into == "texture" and isinstance(rep, TexturedMesh):
@@ -53,11 +54,29 @@ class File:
         mesh = rep if isinstance(rep, Mesh) else _vertex_coloured(rep, step)
         return mesh if self.into == "mesh" else unwrap(mesh, self.texels)
 
+    def found(self) -> Path:
+        """The file. Raises ValueError where none is named and where it is not there."""
+        if self.path is None:
+            raise ValueError("This recipe begins with a splat or a mesh of your own; add --start FILE.")
+        if not Path(self.path).is_file():
+            raise ValueError(f"There is no file {self.path} to start from.")
+        return Path(self.path)
+
     def blank(self, previous: Representation | None) -> Representation:
         """The smallest of its class."""
         if self.into == "gaussians":
             return Blob(1).blank(None)
         return icosphere(0) if self.into == "mesh" else unwrap(icosphere(0), 16)
+
+
+def opened(path: Path) -> Representation:
+    """The asset of a file, by its suffix; where that may mean splats or a mesh, by what it holds. Raises ValueError."""
+    data = path.read_bytes()
+    if path.suffix == ".ply" and FACES.search(data[:HEADER_LIMIT]):
+        return ply_mesh.decode({str(path): data})
+    if path.suffix == ".glb" and SPLATS in data:
+        return glb_splat.decode({str(path): data})
+    return read(path)
 
 
 def _triangles(rep: Representation) -> Triangles:

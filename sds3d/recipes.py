@@ -2,6 +2,9 @@
 
 A recipe is data. The reader takes the core of YAML 1.2 (so `on` is text, `1e-3` is a number) and refuses tags, aliases,
 double keys, deep nesting and large files; `schema` then converts by declared types.
+
+A recipe that begins with the user's own file may hold a block `splat:`, of what is another way where the file holds
+Gaussians in place of a mesh.
 """
 
 from __future__ import annotations
@@ -88,8 +91,11 @@ def names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def read(recipe: str) -> dict[str, Any]:
-    """The plain data of a recipe, by name or by the path of a YAML file. Raises RecipeError."""
+def read(recipe: str, splat: bool = False) -> dict[str, Any]:
+    """The plain data of a recipe, by name or by the path of a YAML file. Raises RecipeError.
+
+    splat: as it is for a file of Gaussians.
+    """
     if recipe in names():
         source, data = recipe, resources.files("sds3d.configs").joinpath(f"{recipe}.yaml").read_bytes()
     elif "://" in recipe:
@@ -112,7 +118,10 @@ def read(recipe: str) -> dict[str, Any]:
         raise RecipeError(source, "a recipe must be UTF-8 text.") from None
     if not isinstance(plain, dict):
         raise RecipeError(source, f"a recipe is a mapping with the key stages, given {show(plain)}.")
-    return plain
+    other = plain.pop("splat", {})
+    if not isinstance(other, dict):
+        raise RecipeError(f"{source}: splat", f"is a mapping of a recipe's keys, given {show(other)}.")
+    return {**plain, **other} if splat else plain
 
 
 def override(data: dict[str, Any], assignment: str) -> None:

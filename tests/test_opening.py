@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 
+from sds3d import plugins, recipes
 from sds3d.cameras import orbit
 from sds3d.cli import cli
 from sds3d.core import Background, Representation, Step
 from sds3d.export import export
-from sds3d.opening import RADIUS, File
+from sds3d.exporting import open_run
+from sds3d.generate import Request, plan
+from sds3d.opening import RADIUS, File, opened
 from sds3d.playroom.measures import iou
 from sds3d.renderers.raster import Raster
 from sds3d.renderers.splats import Splats
@@ -119,3 +123,76 @@ def test_on_the_command_line(files, tmp_path):
     assert done.exit_code == 0, done.stderr
     refused = CliRunner().invoke(cli, [*words, "--force"])
     assert refused.exit_code == 2 and refused.stderr == f"error: There is no file {given} to start from.\n"
+
+
+def test_a_suffix_that_serves_both_is_read_by_content(files, tmp_path):
+    """Other programs write meshes as .ply, and splats as .glb."""
+    trimesh = pytest.importorskip("trimesh")
+    trimesh.creation.icosphere(subdivisions=3, radius=0.7).export(tmp_path / "bunny.ply")
+    mesh, true = File(str(tmp_path / "bunny.ply"), "mesh")(None, Step(0)), ball()
+    assert isinstance(mesh, Mesh) and iou(drawn(mesh).alpha, drawn(true).alpha).min() > 0.99
+    cloud = opened(files["splat"])
+    assert isinstance(cloud, Gaussians)
+    splat = export("glb-splat", cloud, tmp_path, Splats()).path.rename(tmp_path / "scene.glb")
+    found = opened(splat)
+    assert isinstance(found, Gaussians) and len(found) == len(cloud)
+
+
+def request(recipe: str, start: Path | None, *overrides: str) -> Request:
+    return Request("a red sphere", recipe, start=start, overrides=overrides, device="cpu", out=Path("nowhere"))
+
+
+@pytest.mark.parametrize("name", ["splat", "mesh", "texture"])
+def test_refine_is_a_recipe_for_what_the_file_holds(files, name):
+    """A splat is refined as Gaussians and any mesh as a textured one, written in its own format."""
+    recipe = plan(request("refine", files[name])).recipe
+    (stage,) = recipe.stages.values()
+    assert isinstance(stage.start, File) and stage.start.path == str(files[name])
+    kind, film = ("gaussians", "ply") if name == "splat" else ("texture", "glb")
+    assert (plugins.kind_of("optimise", type(stage.optimise)), stage.start.into) == (kind, kind)
+    assert recipe.exports == (film, "mp4")
+    rep = stage.start(None, Step(0))
+    rep.prepare(stage.optimise, Step(0))
+
+
+def test_the_numbers_of_a_start_stay_the_recipes(files):
+    """--start brings the path and no more."""
+    told = plan(request("texture", files["mesh"], "stages.texture.start.texels=32")).recipe.stages["texture"].start
+    blank = recipes.build(recipes.read("texture")).stages["texture"].start
+    assert isinstance(told, File) and isinstance(blank, File)
+    assert told == replace(blank, path=str(files["mesh"]), texels=32)
+
+
+@pytest.mark.parametrize("recipe", ["texture", "refine"])
+def test_without_a_file_the_remedy_is_told_before_any_work(recipe, tmp_path):
+    words = ["generate", "a red sphere", "--recipe", recipe, "--out", str(tmp_path / "run"), "--device", "cpu"]
+    refused = CliRunner().invoke(cli, words)
+    assert (refused.exit_code, list(tmp_path.iterdir())) == (2, [])
+    assert refused.stderr == "error: This recipe begins with a splat or a mesh of your own; add --start FILE.\n"
+    broken = tmp_path / "broken.glb"
+    broken.write_bytes(b"glTF")
+    refused = CliRunner().invoke(cli, [*words, "--start", str(broken)])
+    assert (refused.exit_code, list(tmp_path.iterdir())) == (2, [broken]) and "broken.glb" in refused.stderr
+
+
+def test_texture_keeps_the_shape_to_the_last_bit(files, tmp_path):
+    """Every vertex stays where the file has it; the albedo does not."""
+    out = tmp_path / "run"
+    small = ("--set", "stages.texture.cameras.size=16", "--set", "exports=[]", "--device", "cpu")
+    words = [
+        "generate",
+        "a red sphere",
+        "--recipe",
+        "texture",
+        "--start",
+        str(files["texture"]),
+        "--steps",
+        "2",
+        *small,
+    ]
+    done = CliRunner().invoke(cli, [*words, "--out", str(out)])
+    assert done.exit_code == 0, done.stderr
+    rep, before = open_run(out, "cpu").outcome.rep, opened(files["texture"])
+    assert isinstance(rep, TexturedMesh) and isinstance(before, TexturedMesh)
+    changed = {name for name in before.state() if not torch.equal(before.state()[name], rep.state()[name])}
+    assert changed == {"albedo_logits"}
