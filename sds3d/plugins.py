@@ -24,6 +24,7 @@ KINDS: dict[str, dict[str, str]] = {
         "dds": "sds3d.guidance.dds:Dds",
         "iesd": "sds3d.guidance.iesd:Iesd",
         "pds": "sds3d.guidance.pds:Pds",
+        "pull": "sds3d.guidance.pull:Pull",
         "vsd": "sds3d.guidance.vsd:Vsd",
         "esd": "sds3d.guidance.esd:Esd",
         "pgsb": "sds3d.guidance.pgsb:Pgsb",
@@ -46,6 +47,7 @@ KINDS: dict[str, dict[str, str]] = {
         "average": "sds3d.guidance.wrap:Average",
         "nasa": "sds3d.guidance.wrap:Nasa",
         "blend": "sds3d.guidance.wrap:Blend",
+        "local": "sds3d.guidance.local:Local",
     },
     "mix": {
         "cfg": "sds3d.guidance.mix:Cfg",
@@ -77,6 +79,11 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "light": {"lambert": "sds3d.renderers.shading:Lambert", "pbr": "sds3d.renderers.shading:Pbr"},
     "cameras": {"orbit": "sds3d.cameras:Orbit"},
+    "region": {
+        "ball": "sds3d.regions:Ball",
+        "box": "sds3d.regions:Box",
+        "voxels": "sds3d.regions:Voxels",
+    },
     "background": {
         "named": "sds3d.renderers.background:Named",
         "plain": "sds3d.renderers.background:Plain",
@@ -92,6 +99,7 @@ FAMILIES: dict[str, str] = {
     "sds3d.renderers.shading:Light": "light",
     "sds3d.engine:Start": "start",
     "sds3d.engine:Optimise": "optimise",
+    "sds3d.regions:Region": "region",
     "sds3d.engine:CameraSampler": "cameras",
     "sds3d.engine:BackgroundSampler": "background",
 }
