@@ -122,11 +122,32 @@ def _profile() -> Tensor:
 _PROFILE = _profile()
 
 
+def _look_up(azimuth: Tensor, y: Tensor, profile: Tensor) -> tuple[Tensor, Tensor]:
+    """Radius and steepness of the bare head at azimuths in (-pi, pi] and heights in centimetres."""
+    v = (_Y_TOP - y.clamp(_Y_BOTTOM, _Y_TOP)) / (_Y_TOP - _Y_BOTTOM) * 2 - 1
+    at = torch.stack([azimuth / torch.pi, v], dim=-1).reshape(1, 1, -1, 2)
+    found = F.grid_sample(profile.to(y), at, mode="bilinear", align_corners=True).reshape(2, *y.shape)
+    return found[0], found[1]
+
+
 def skin_cm(q: Tensor, profile: Tensor = _PROFILE) -> Tensor:
     """Approximate signed distance in centimetres of points q [..., 3] (measured frame) to the bare head."""
     x, y, z = q[..., 0], q[..., 1], q[..., 2] - CENTRE_CM[2]
-    azimuth = torch.atan2(x, z) / torch.pi  # [-1, 1]
-    v = (_Y_TOP - y.clamp(_Y_BOTTOM, _Y_TOP)) / (_Y_TOP - _Y_BOTTOM) * 2 - 1
-    at = torch.stack([azimuth, v], dim=-1).reshape(1, 1, -1, 2)
-    found = F.grid_sample(profile.to(q), at, mode="bilinear", align_corners=True).reshape(2, *x.shape)
-    return torch.maximum((torch.hypot(x, z) - found[0]) / found[1], NECK_CM - y)
+    rho, steep = _look_up(torch.atan2(x, z), y, profile)
+    return torch.maximum((torch.hypot(x, z) - rho) / steep, NECK_CM - y)
+
+
+def radius_cm(azimuth: Tensor, y: Tensor) -> Tensor:
+    """The distance from the axis x = 0, z = 2 to the outermost of skin, ears and eyes, at azimuths in (-pi, pi]."""
+    radius = _look_up(azimuth, y, _PROFILE)[0]
+    way = torch.stack([azimuth.sin(), torch.zeros_like(y), azimuth.cos()], dim=-1)
+    start = torch.stack([torch.zeros_like(y), y, torch.full_like(y, CENTRE_CM[2])], dim=-1)
+    for centre, axes in ((EYE_CM, (EYE_RADIUS_CM,) * 3), (EAR_CM, EAR_AXES_CM)):
+        for side in (-1.0, 1.0):
+            scale = y.new_tensor(axes)
+            o, d = (start - y.new_tensor([side * centre[0], *centre[1:]])) / scale, way / scale
+            a, b, c = (d * d).sum(-1), (o * d).sum(-1), (o * o).sum(-1) - 1
+            inside = b * b - a * c
+            far = (inside.clamp(min=0).sqrt() - b) / a  # where the ray from the axis leaves it
+            radius = torch.where(inside > 0, torch.maximum(radius, far), radius)
+    return radius
