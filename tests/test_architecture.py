@@ -30,7 +30,7 @@ MAY = {
     "regions": {"core", "cameras"},
     "representations": EVERYONE,
     "renderers": {*EVERYONE, "representations"},
-    "export": {*EVERYONE, "files", "representations"},
+    "export": {*EVERYONE, "files", "renderers", "representations"},
     "plugins": {"core", "engine"},
     "schema": {"plugins", "schedules"},
     "recipes": {"plugins", "schema", "engine"},

@@ -65,6 +65,7 @@ EXPORTS: dict[str, Asset | Film] = {
     "obj": Asset("asset.obj", "a mesh as text, with a material file beside it", "obj", MESHES, 28.0),
     "ply-mesh": Asset("asset.mesh.ply", "a mesh with colours at its vertices", "ply_mesh", (Mesh,), 28.0),
     "stl": Asset("asset.stl", "the shape of a mesh in millimetres, for printers", "stl", MESHES, 28.0, "normal"),
+    "html": Asset("asset.html", "a web page that turns the asset, offline", "html", (Gaussians, *MESHES), 28.0),
     "mp4": Film("turntable.mp4", "once around the object"),
     "webp": Film("turntable.webp", "the same as an animated picture"),
     "mp4-normal": Film("turntable-normal.mp4", "its normals, (n + 1) / 2 of the world's axes", "normal"),
