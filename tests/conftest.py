@@ -1,6 +1,7 @@
 """Shapes and types of public signatures are checked in every test, and nothing may reach the network."""
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,14 @@ from jaxtyping import config, install_import_hook
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 install_import_hook("sds3d", "typecheck.check")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """With the result stands what programs of others said of our files, and their versions."""
+    said = getattr(sys.modules.get("judges"), "SAID", [])
+    if said:
+        terminalreporter.section("programs of others")
+        terminalreporter.write_line("\n".join(said))
 
 
 @pytest.fixture

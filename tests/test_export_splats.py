@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import gzip
 import json
 import struct
@@ -16,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judges import program, validate
+from judges import ROUNDING, apart, columns, columns_of_ply, is_blind, program, validate
 from torch import Tensor
 
 from sds3d.cameras import orbit
@@ -25,21 +24,11 @@ from sds3d.export import EXPORTS, Asset, export, glb_splat, ply, read, spz
 from sds3d.export.check import draw, psnr
 from sds3d.export.gltf import read_glb
 from sds3d.export.placement import Placement, bounds
-from sds3d.export.splats import C0
 from sds3d.export.spz import pack, unpack
 from sds3d.renderers.splats import Splats
 from sds3d.representations.gaussians import Gaussians, rotation_matrix
 
 SPLATS = ("ply", "spz", "splat", "glb-splat")
-# The rounding of each format: of positions, log scales, rotations (as matrices), opacities and colours.
-ROUNDING = {
-    "ply": (0.0, 0.0, 1e-6, 1e-6, 1e-6),
-    "spz": (0.51 / 4096, 0.51 / 16, 4e-3, 0.51 / 255, 0.51 / 255 * C0 / 0.15),
-    # Programs take a byte b of a rotation as (b - 128) / 128 or as b / 127.5 - 1, half a step apart.
-    "splat": (0.0, 1e-6, 3e-2, 0.51 / 255, 0.51 / 255),
-    "glb-splat": (0.0, 1e-6, 1e-6, 1e-6, 1e-6),
-}
-ROUNDING["ply"] = ROUNDING["glb-splat"]
 
 
 def cloud(count: int = 300, seed: int = 2) -> Gaussians:
@@ -277,37 +266,13 @@ FUZZED = fuzzed()
 # What follows asks a program that nobody here wrote: PlayCanvas splat-transform, which reads .ply, .spz and .splat.
 
 
-def columns(file: Path) -> dict[str, np.ndarray]:
-    """What splat-transform reads in a file, by the names of a .ply."""
-    out = file.with_suffix(file.suffix + ".csv")
-    subprocess.run([program("splat-transform"), "-q", "-w", file, out], check=True, capture_output=True)
-    with out.open() as stream:
-        names, *rows = csv.reader(stream)
-    table = np.array(rows, dtype=np.float64)
-    return {name.strip(): table[:, i] for i, name in enumerate(names)}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ply", "spz", "splat"])
 def test_splat_transform_reads_our_numbers(tmp_path: Path, name: str) -> None:
     gaussians = cloud()
     path = export(name, gaussians, tmp_path, Splats(), {"prompt": "a cube"}).path
-    theirs, own = columns(path), columns_of_ply(gaussians)
-    position, scale, rotation, opacity, colour = ROUNDING[name]
-    for axis in "xyz":
-        assert abs(theirs[axis] - own[axis]).max() <= position + 1e-6
-    for i in range(3):
-        assert abs(theirs[f"scale_{i}"] - own[f"scale_{i}"]).max() <= scale + 1e-6
-        assert C0 * abs(theirs[f"f_dc_{i}"] - own[f"f_dc_{i}"]).max() <= colour + 1e-6
-    shown = [1 / (1 + np.exp(-table["opacity"])) for table in (theirs, own)]
-    assert abs(shown[0] - shown[1]).max() <= opacity + 1e-6
-    turns = [rotation_matrix(torch.from_numpy(np.stack([t[f"rot_{i}"] for i in range(4)], 1))) for t in (theirs, own)]
-    assert float((turns[0] - turns[1]).abs().max()) <= rotation + 1e-6
-
-
-def columns_of_ply(gaussians: Gaussians) -> dict[str, np.ndarray]:
-    table = ply.read_table(ply.encode(gaussians, Splats(), {}, "a.ply")["a.ply"], "a.ply")
-    return {name: table[name].astype(np.float64) for name in ply.NEEDED}
+    for got, allowed in zip(apart(columns(path), columns_of_ply(gaussians)), ROUNDING[name], strict=True):
+        assert got <= allowed + 1e-6
 
 
 @pytest.mark.slow
@@ -330,10 +295,5 @@ def test_splat_transform_makes_our_glb_of_our_ply(tmp_path: Path) -> None:
 def test_the_validator_complains_of_what_it_cannot_know_alone(tmp_path: Path) -> None:
     """gltf-validator does not know KHR_gaussian_splatting: it may say so, of the extension and of its attributes."""
     issues = validate(export("glb-splat", cloud(), tmp_path, Splats(), {"prompt": "a cube"}).path)
-    own = {name for name in glb_splat.WIDTHS if name.startswith(glb_splat.NAME)}
-    for issue in issues:
-        if issue["code"] == "MESH_PRIMITIVE_INVALID_ATTRIBUTE":
-            assert any(name in issue["message"] or name in issue.get("pointer", "") for name in own), issue
-        else:
-            assert issue["code"] == "UNSUPPORTED_EXTENSION" and issue["severity"] >= 2, issue
-    assert len(issues) == len(own) + 1
+    assert [issue for issue in issues if not is_blind(issue)] == []
+    assert len(issues) == 1 + sum(name.startswith(glb_splat.NAME) for name in glb_splat.WIDTHS)
