@@ -42,18 +42,23 @@ SAMPLER = {"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}
 def encode(rep: Representation, renderer: Renderer, provenance: Mapping[str, str], name: str) -> dict[str, bytes]:
     """One file. Raises TypeError for another representation than a mesh."""
     buffer = Buffer()
+    return {name: to_glb(document(rep, renderer, buffer, name), buffer, provenance)}
+
+
+def document(rep: Representation, renderer: Renderer, buffer: Buffer, name: str) -> dict[str, Any]:
+    """The document of a file's one mesh, whose columns go into the buffer. Raises TypeError for what is no mesh."""
     if isinstance(rep, TexturedMesh):
-        document = textured(rep, buffer)
+        made = textured(rep, buffer)
     elif isinstance(rep, Mesh):
-        document = coloured(rep, buffer)
+        made = coloured(rep, buffer)
     else:
         raise TypeError(f"{name} holds a mesh, given {type(rep).__name__}.")
     if not is_closed(rep):
-        document["materials"][0]["doubleSided"] = True
+        made["materials"][0]["doubleSided"] = True
     if getattr(renderer, "light", None) is None:
-        document["materials"][0]["extensions"] = {UNLIT: {}}
-        document["extensionsUsed"] = [UNLIT]
-    return {name: to_glb(document, buffer, provenance)}
+        made["materials"][0]["extensions"] = {UNLIT: {}}
+        made["extensionsUsed"] = [UNLIT]
+    return made
 
 
 @torch.no_grad()

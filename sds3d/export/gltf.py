@@ -37,15 +37,26 @@ class Buffer:
         self.size += len(self.parts[-1])
         return len(self.views) - 1
 
-    def column(self, table: np.ndarray, target: int = VERTICES, **about: Any) -> int:
-        """Add a table [count, width] of one of the component types; returns the number of its accessor."""
-        accessor = {
-            "bufferView": self.view(table.tobytes(), target=target),
-            "componentType": COMPONENTS[table.dtype],
-            "count": len(table),
-            "type": SHAPES[table.shape[1]],
-        }
-        self.accessors.append(accessor | about)
+    def column(self, table: np.ndarray, target: int | None = VERTICES, **about: Any) -> int:
+        """Add a table [count, width] of one of the component types; returns the number of its accessor.
+
+        target: what a mesh uses it for; None for what no mesh uses.
+        """
+        use = {} if target is None else {"target": target}
+        return self._add(table, about | {"bufferView": self.view(table.tobytes(), **use)})
+
+    def sparse(self, table: np.ndarray, **about: Any) -> int:
+        """Add a table in float32 of which only the rows that are not 0 are written."""
+        rows = np.flatnonzero(table.any(axis=1)).astype("<u4")
+        if len(rows) == 0:
+            return self._add(table, about)  # An accessor without bytes is 0.
+        indices = {"bufferView": self.view(rows.tobytes()), "componentType": COMPONENTS[rows.dtype]}
+        values = {"bufferView": self.view(table[rows].tobytes())}
+        return self._add(table, about | {"sparse": {"count": len(rows), "indices": indices, "values": values}})
+
+    def _add(self, table: np.ndarray, about: dict[str, Any]) -> int:
+        shape, kind = SHAPES[table.shape[1]], COMPONENTS[table.dtype]
+        self.accessors.append({"componentType": kind, "count": len(table), "type": shape, **about})
         return len(self.accessors) - 1
 
     def positions(self, table: np.ndarray) -> int:
@@ -108,13 +119,35 @@ class Glb:
     def column(self, accessor: Any, width: int) -> np.ndarray:
         """The table [count, width] of an accessor, without strides. Raises ValueError."""
         found = self.part("accessors", accessor)
-        view = self.part("bufferViews", found.get("bufferView"))
-        kind, shape = found.get("componentType"), found.get("type")
-        if kind not in DTYPES or shape != SHAPES[width] or "byteStride" in view or "sparse" in found:
+        if "sparse" in found or "bufferView" not in found:
             raise self.wrong("its columns are not packed as this reader needs them")
-        dtype = DTYPES[kind]
-        count = self.whole(found.get("count"))
-        start = self.whole(view.get("byteOffset", 0)) + self.whole(found.get("byteOffset", 0))
+        return self._rows(found, width, found.get("count"), found.get("type"))
+
+    def sparse(self, accessor: Any, width: int) -> np.ndarray:
+        """The table of an accessor that may tell only the rows that are not 0. Raises ValueError."""
+        found = self.part("accessors", accessor)
+        if "bufferView" in found:
+            return self.column(accessor, width)
+        table = np.zeros((self.whole(found.get("count")), width), dtype="<f4")
+        if "sparse" not in found:
+            return table
+        told = self.part("accessors", accessor, "sparse")
+        indices, values = (self.part("accessors", accessor, "sparse", key) for key in ("indices", "values"))
+        rows = self._rows(indices, 1, told.get("count"), SHAPES[1])[:, 0].astype(np.int64)
+        if rows.max() >= len(table):
+            raise self.wrong(f"a row of a sparse column is {rows.max()}, and it has {len(table)}")
+        kind = found.get("componentType")
+        table[rows] = self._rows({"componentType": kind, **values}, width, told.get("count"), found.get("type"))
+        return table
+
+    def _rows(self, where: Mapping[str, Any], width: int, rows: Any, shape: Any) -> np.ndarray:
+        """Packed rows of a component type in a buffer view. Raises ValueError."""
+        view = self.part("bufferViews", where.get("bufferView"))
+        kind = where.get("componentType")
+        if kind not in DTYPES or shape != SHAPES[width] or "byteStride" in view:
+            raise self.wrong("its columns are not packed as this reader needs them")
+        dtype, count = DTYPES[kind], self.whole(rows)
+        start = self.whole(view.get("byteOffset", 0)) + self.whole(where.get("byteOffset", 0))
         if count < 1 or start + dtype.itemsize * width * count > len(self.body):
             raise self.wrong(f"a column of {count} rows reaches beyond its end")
         return np.frombuffer(self.body, dtype, count * width, start).reshape(count, width)

@@ -27,9 +27,11 @@ STEEPEST = 1e-2  # the least z of a normal map's vector
 class Cut:
     """N vertices in our frame, each with a unit normal, a place in the square (v up) and a unit tangent.
 
-    The fourth number of a tangent is -1 where the surface lies mirrored in the square, else 1, as in glTF.
+    source: of each the mesh's vertex that it repeats. The fourth number of a tangent is -1 where the surface lies
+    mirrored in the square, else 1, as in glTF.
     """
 
+    source: Int[Tensor, "N"]
     vertices: Float[Tensor, "N 3"]
     normals: Float[Tensor, "N 3"]
     uv: Float[Tensor, "N 2"]
@@ -54,6 +56,7 @@ def cut(mesh: TexturedMesh) -> Cut:
     tangents = torch.nn.functional.normalize(tangents, dim=-1)
     handed = 1.0 - 2.0 * kept[:, 2:].double()
     return Cut(
+        source=kept[:, 0],
         vertices=mesh.vertices.double().cpu()[kept[:, 0]],
         normals=normals,
         uv=mesh.uv.double().cpu()[kept[:, 1]],
