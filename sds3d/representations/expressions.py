@@ -233,7 +233,7 @@ def _lids(gaze: Gaze, p: Tensor) -> Tensor:
     to_lower = gaze.lower * (meet - lower) + math.radians(gaze.lower_deg) * parts
     above, under = (angle - upper) / math.radians(55), (lower - angle) / math.radians(45)
     turn = torch.where(angle > (upper + lower) / 2, to_upper * (1 - _smooth(above)), to_lower * (1 - _smooth(under)))
-    turn = turn * (1 - _smooth((p.norm(dim=1) - EYE_RADIUS_CM - 0.3) / 1.1))
+    turn = turn * (1 - _smooth((p.norm(dim=1) - EYE_RADIUS_CM - 0.2) / 0.6))
     sin, cos = turn.sin(), turn.cos()
     y, z = cos * p[:, 1] + sin * p[:, 2], cos * p[:, 2] - sin * p[:, 1]
     return torch.stack([torch.zeros_like(y), y - p[:, 1], z - p[:, 2]], dim=1)

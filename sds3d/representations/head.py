@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from . import expressions, head_points
 from .head_mesh import PARTS, head_mesh
@@ -23,6 +24,7 @@ from .head_profile import EYE_CM, to_world
 from .mesh import Mesh
 from .texture import TexturedMesh, blank
 
+SMOOTHED = 12  # rings of neighbours over which a landmark's normal is averaged
 LICENCE = "shape measured on ICT-FaceKit (MIT, (c) 2020 USC) and MediaPipe's canonical face (Apache-2.0)"
 
 
@@ -113,6 +115,18 @@ class Template:
                 raise ValueError(f'The template has no blendshape "{name}".{hint} It has: {known}.')
             vertices = vertices + weight * self.shapes[name]
         return vertices
+
+    @torch.no_grad()
+    def at(self, points: Points, vertices: Float[Tensor, "V 3"]) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"]]:
+        """Where points of the posed template are, and which way the face looks there, as unit vectors.
+
+        Normals are averaged over the neighbourhood, because rims of lids and lips look anywhere.
+        """
+        mesh = Mesh(vertices, self.faces)
+        normals, mean = mesh.normals(), mesh.averaging()
+        for _ in range(SMOOTHED):
+            normals = mean(normals)
+        return points.at(vertices, self.faces), normalize(points.at(normals, self.faces), dim=-1)
 
     def mesh(self) -> Mesh:
         """The template at rest in grey, to be optimised; it keeps its vertices' order, so the shapes still fit."""
