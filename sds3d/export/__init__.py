@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ class Asset:
 
     module: of this folder, with encode(rep, renderer, provenance, name) -> Files and decode(files) -> rep. holds: the
     representations that fit in. psnr_db: how near, at least, its pictures must be. look: the pictures that are
-    compared, normals where the format has no colour.
+    compared, normals where the format has no colour. needs: a library that is not always installed, by the name of its
+    module and of our extra that brings it.
     """
 
     file: str
@@ -45,6 +47,7 @@ class Asset:
     holds: tuple[type[Representation], ...]
     psnr_db: float
     look: Literal["rgb", "normal"] = "rgb"
+    needs: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ EXPORTS: dict[str, Asset | Film] = {
     "obj": Asset("asset.obj", "a mesh as text, with a material file beside it", "obj", MESHES, 28.0),
     "ply-mesh": Asset("asset.mesh.ply", "a mesh with colours at its vertices", "ply_mesh", (Mesh,), 28.0),
     "stl": Asset("asset.stl", "the shape of a mesh in millimetres, for printers", "stl", MESHES, 28.0, "normal"),
+    "usdz": Asset("asset.usdz", "a mesh for iPhones, Macs and USD", "usdz", MESHES, 28.0, needs=("pxr", "usd")),
     "html": Asset("asset.html", "a web page that turns the asset, offline", "html", (Gaussians, *MESHES), 28.0),
     "mp4": Film("turntable.mp4", "once around the object"),
     "webp": Film("turntable.webp", "the same as an animated picture"),
@@ -82,14 +86,25 @@ class Exported:
 
 
 def check_names(names: Sequence[str], rep: Representation | None = None) -> None:
-    """Raise ValueError for an unknown format, with the nearest known one, and for one that cannot hold `rep`."""
+    """Raise ValueError for an unknown format, with the nearest known one, and for one that cannot hold `rep` or lacks
+    its library."""
     for name in names:
         if name not in EXPORTS:
             close = difflib.get_close_matches(name, EXPORTS, n=1)
             hint = f' Did you mean "{close[0]}"?' if close else ""
             raise ValueError(f'There is no export format "{name}".{hint} Known are: {", ".join(EXPORTS)}.')
+        require(name)
         if rep is not None and not can_hold(name, rep):
             raise ValueError(refusal(name, rep, [known for known in EXPORTS if can_hold(known, rep)]))
+
+
+def require(name: str) -> None:
+    """Raise ValueError where the library of a format is not installed."""
+    entry = EXPORTS[name]
+    if isinstance(entry, Asset) and entry.needs and importlib.util.find_spec(entry.needs[0]) is None:
+        raise ValueError(
+            f'The format {name} takes a library that is not installed: pip install "sds3d[{entry.needs[1]}]".'
+        )
 
 
 def refusal(name: str, rep: Representation, able: Sequence[str]) -> str:
@@ -159,8 +174,9 @@ def _shown(entry: Asset, rep: Representation) -> Representation:
 
 def read(path: Path) -> Representation:
     """The asset of a file that `export` can check, by its suffix. Raises ValueError, FileNotFoundError."""
-    for entry in sorted(EXPORTS.values(), key=lambda entry: -len(_suffix(entry.file))):
+    for name, entry in sorted(EXPORTS.items(), key=lambda known: -len(_suffix(known[1].file))):
         if isinstance(entry, Asset) and path.name.endswith(_suffix(entry.file)):
+            require(name)
             module = _module(entry)
             others = module.beside(path) if hasattr(module, "beside") else {}
             return module.decode({str(path): path.read_bytes(), **others})
