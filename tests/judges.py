@@ -1,4 +1,4 @@
-"""Programs that nobody here wrote, which read our files: installed by npm into a folder that git ignores.
+"""Programs that nobody here wrote, which read our files; most are installed by npm into a folder that git ignores.
 
 | program          | reads                    | tells                                        |
 |------------------|--------------------------|----------------------------------------------|
@@ -7,6 +7,7 @@
 | Spark            | ply, spz, splat          | a picture, in Chromium                       |
 | three.js         | ply, spz, splat, glb-splat | a picture, in Chromium, and its accessors  |
 | model-viewer     | glb                      | a picture, in Chromium                       |
+| usd-core         | usdz                     | what is wrong                                |
 
 A viewer takes a file's axes as its world's, so that our camera is turned into them: `FRAMES`. splat-transform alone
 turns what it reads to y-up. Pictures lie over green, whose channels no transfer function of a viewer changes.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import importlib
 import json
 import os
 import shutil
@@ -35,6 +37,7 @@ from torch import Tensor
 from sds3d.cameras import orbit
 from sds3d.core import Background, Cameras, Renderer, Representation
 from sds3d.export import glb_splat, ply
+from sds3d.export.gltf import read_glb
 from sds3d.export.splats import C0, Y_DOWN, Y_UP
 from sds3d.playroom.bench import MASK_DISTANCE
 from sds3d.playroom.measures import iou, psnr
@@ -114,6 +117,14 @@ def validate(path: Path) -> list[dict[str, Any]]:
     command = ["node", str(FOLDER / "validate.mjs"), str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     return json.loads(done.stdout)["issues"]["messages"]
+
+
+def validate_usd(path: Path) -> list[Any]:
+    """What Pixar's own validators find in a .usdz."""
+    usd: Any = importlib.import_module("pxr.Usd")
+    validation: Any = importlib.import_module("pxr.UsdValidation")
+    known = validation.ValidationRegistry().GetOrLoadAllValidators()
+    return validation.ValidationContext(known).Validate(usd.Stage.Open(str(path)))
 
 
 def is_blind(issue: dict[str, Any]) -> bool:
@@ -241,3 +252,11 @@ def likeness(theirs: Float[Tensor, "H W 3"], own: Float[Tensor, "H W 3"]) -> tup
     """The overlap (IoU) of two silhouettes, and the PSNR in dB of the colours where one of them is."""
     a, b = silhouette(theirs), silhouette(own)
     return float(iou(a[None].float(), b[None].float())), psnr(theirs, own, a | b)
+
+
+def accessors_that_differ(shot: Shot, path: Path) -> list[str]:
+    """Of a glTF of Gaussians, the attributes that three.js reads otherwise than they stand in the file, bit by bit."""
+    told, file = shot.told["accessors"], read_glb(path.read_bytes(), path.name)
+    widths, attributes = {**glb_splat.WIDTHS, "COLOR_0": 4}, file.primitive["attributes"]
+    differ = [name for name in told if bytes(told[name]) != file.column(attributes[name], widths[name]).tobytes()]
+    return differ + [name for name in attributes if name not in told]
