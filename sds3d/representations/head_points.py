@@ -74,9 +74,17 @@ def nearest(
     points: Float[Tensor, "n 3"], vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]
 ) -> tuple[Int[Tensor, "n"], Float[Tensor, "n 3"]]:
     """The triangle nearest to each point, and the shares of its corners in the place that is nearest."""
-    a, b, c = vertices[faces].unbind(1)
-    found = [_in_nearest(point, a, b, c) for point in points]
-    return torch.stack([face for face, _ in found]), torch.stack([weights for _, weights in found])
+    corners = vertices[faces]
+    middles = corners.mean(dim=1)
+    reach = (corners - middles[:, None]).norm(dim=-1).amax(dim=1)
+    found_faces, found_weights = [], []
+    for point in points:
+        away = (middles - point).norm(dim=-1)
+        near = (away - reach <= away.min()).nonzero()[:, 0]  # the others are farther than the nearest middle
+        which, weights = _in_nearest(point, *corners[near].unbind(1))
+        found_faces.append(near[which])
+        found_weights.append(weights)
+    return torch.stack(found_faces), torch.stack(found_weights)
 
 
 def _in_nearest(point: Tensor, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
