@@ -220,11 +220,12 @@ def _check_files(recipe: Recipe) -> None:
 
 
 def _check_exports(recipe: Recipe) -> None:
-    from .export import EXPORTS
+    from .export import EXPORTS, require
 
     for name in recipe.exports:
         if name not in EXPORTS:
             raise ValueError(f"exports: {plugins.unknown('format', name, EXPORTS)}")
+        require(name)
 
 
 def open_priors(job: Job, known: Mapping[str, Prior] | None = None) -> dict[str, Prior]:

@@ -12,7 +12,6 @@ import torch
 from test_export_mesh import corner, pear
 from test_export_texture import lump, quad
 
-from sds3d.colour import srgb_to_linear
 from sds3d.export import EXPORTS, check_names, export, read, usdz
 from sds3d.export.placement import Placement, bounds
 from sds3d.renderers.raster import Raster
@@ -37,12 +36,11 @@ def test_read_back_it_is_the_same(tmp_path: Path, name: str) -> None:
     rep = ASSETS[name]()
     made = export("usdz", rep, tmp_path, Raster(Pbr()), {"prompt": "a pear"})
     again = read(made.path)
-    assert type(again) is type(rep)
     assert made.psnr_db is not None
-    assert made.psnr_db > 45
+    assert made.psnr_db > 40
     torch.testing.assert_close(again.vertices[again.faces], rep.vertices[rep.faces], rtol=0, atol=1e-6)
+    assert isinstance(again, TexturedMesh)
     if isinstance(rep, TexturedMesh):
-        assert isinstance(again, TexturedMesh)
         torch.testing.assert_close(again.uv[again.uv_faces], rep.uv[rep.uv_faces], rtol=0, atol=1e-6)
         assert len(again.vertices) == len(rep.vertices), "seams are sewn"
         for key, picture in rep.maps().items():
@@ -67,7 +65,7 @@ def test_the_validators_would_find_something(tmp_path: Path) -> None:
     assert found
 
 
-def test_it_is_y_up_in_metres_with_linear_colours(tmp_path: Path) -> None:
+def test_it_is_y_up_in_metres(tmp_path: Path) -> None:
     stage = Usd.Stage.Open(str(write(corner(), tmp_path)))
     assert UsdGeom.GetStageUpAxis(stage) == "Y"
     assert UsdGeom.GetStageMetersPerUnit(stage) == 1.0
@@ -78,10 +76,6 @@ def test_it_is_y_up_in_metres_with_linear_colours(tmp_path: Path) -> None:
     assert np.allclose(surface.GetNormalsAttr().Get(), 3**-0.5)
     assert surface.GetDoubleSidedAttr().Get() is True
     assert np.array(surface.GetExtentAttr().Get()).tolist() == [[0, 0, 0], [1, 1, 1]]
-    grey = Mesh(torch.eye(3), torch.tensor([[0, 1, 2]]))
-    stage = Usd.Stage.Open(str(write(grey, tmp_path)))
-    shown = UsdGeom.PrimvarsAPI(stage.GetPrimAtPath("/Asset/Mesh")).GetPrimvar("displayColor").Get()
-    assert np.allclose(shown, 0.21404114, atol=1e-6), "half of sRGB is a fifth of the light"
 
 
 def test_pictures_lie_beside_the_stage_and_say_what_they_mean(tmp_path: Path) -> None:
@@ -152,9 +146,14 @@ def test_it_tells_how_it_was_made(tmp_path: Path) -> None:
     }
 
 
-def test_without_the_library_it_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", ["pxr", "xatlas"])
+def test_without_a_library_it_is_refused_before_the_work(
+    missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "pxr" else found(name, *more))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == missing else found(name, *more)
+    )
     with pytest.raises(ValueError, match=r'pip install "sds3d\[usd\]"'):
         check_names(["usdz"])
     (tmp_path / "a.usdz").write_bytes(b"")
@@ -183,7 +182,7 @@ def damaged(path: Path, change) -> None:
     [
         (lambda stage: stage.RemovePrim("/Asset/Mesh"), "another program"),
         (lambda stage: stage.GetRootLayer().pseudoRoot.ClearInfo("customLayerData"), "another program"),
-        (lambda stage: stage.RemovePrim("/Asset/Material"), "neither colours nor a material"),
+        (lambda stage: stage.RemovePrim("/Asset/Material"), "has no material"),
         (lambda stage: stage.RemovePrim("/Asset/Material/Albedo"), "damaged"),
         (lambda stage: stage.GetAttributeAtPath("/Asset/Mesh.points").Clear(), "damaged"),
         (lambda stage: stage.GetAttributeAtPath("/Asset/Mesh.faceVertexIndices").Set([0, 1, 10**6]), "no vertex"),
@@ -210,7 +209,16 @@ def test_a_package_that_is_cut_short_costs_a_sentence(tmp_path: Path, cut: int) 
         read(path)
 
 
-def test_colours_are_srgb_again() -> None:
-    again = usdz.decode(usdz.encode(corner(), Raster(), {}, "a.usdz"))
-    assert isinstance(again, Mesh)
-    assert float(srgb_to_linear(again.rgb.detach()).max()) == pytest.approx(1, abs=1e-5)
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_colours_of_vertices_come_into_a_texture_at_any_size(tmp_path: Path, size: float) -> None:
+    mesh = pear()
+    with torch.no_grad():
+        mesh.base.mul_(size)
+        mesh.offsets.mul_(size)
+    again = read(write(mesh, tmp_path))
+    assert isinstance(again, TexturedMesh)
+    faces, thirds = torch.arange(len(mesh)), torch.full((len(mesh), 3), 1 / 3)
+    true, got = (rep.material(faces, thirds) for rep in (mesh, again))
+    torch.testing.assert_close(got.albedo, true.albedo, rtol=0, atol=2 / 255)
+    torch.testing.assert_close(got.roughness, true.roughness, rtol=0, atol=1e-3)
+    torch.testing.assert_close(got.metallic, true.metallic, rtol=0, atol=1e-3)

@@ -37,8 +37,8 @@ class Asset:
 
     module: of this folder, with encode(rep, renderer, provenance, name) -> Files and decode(files) -> rep. holds: the
     representations that fit in. psnr_db: how near, at least, its pictures must be. look: the pictures that are
-    compared, normals where the format has no colour. needs: a library that is not always installed, by the name of its
-    module and of our extra that brings it.
+    compared, normals where the format has no colour. needs: modules that are not always installed, all brought by our
+    extra of this name.
     """
 
     file: str
@@ -47,7 +47,8 @@ class Asset:
     holds: tuple[type[Representation], ...]
     psnr_db: float
     look: Literal["rgb", "normal"] = "rgb"
-    needs: tuple[str, str] | None = None
+    needs: tuple[str, ...] = ()
+    extra: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ EXPORTS: dict[str, Asset | Film] = {
     "obj": Asset("asset.obj", "a mesh as text, with a material file beside it", "obj", MESHES, 28.0),
     "ply-mesh": Asset("asset.mesh.ply", "a mesh with colours at its vertices", "ply_mesh", (Mesh,), 28.0),
     "stl": Asset("asset.stl", "the shape of a mesh in millimetres, for printers", "stl", MESHES, 28.0, "normal"),
-    "usdz": Asset("asset.usdz", "a mesh for iPhones, Macs and USD", "usdz", MESHES, 28.0, needs=("pxr", "usd")),
+    "usdz": Asset(
+        "asset.usdz", "a mesh for iPhones, Macs and USD", "usdz", MESHES, 28.0, needs=("pxr", "xatlas"), extra="usd"
+    ),
     "html": Asset("asset.html", "a web page that turns the asset, offline", "html", (Gaussians, *MESHES), 28.0),
     "mp4": Film("turntable.mp4", "once around the object"),
     "webp": Film("turntable.webp", "the same as an animated picture"),
@@ -99,11 +102,11 @@ def check_names(names: Sequence[str], rep: Representation | None = None) -> None
 
 
 def require(name: str) -> None:
-    """Raise ValueError where the library of a format is not installed."""
+    """Raise ValueError where a library of a format is not installed."""
     entry = EXPORTS[name]
-    if isinstance(entry, Asset) and entry.needs and importlib.util.find_spec(entry.needs[0]) is None:
+    if isinstance(entry, Asset) and any(importlib.util.find_spec(module) is None for module in entry.needs):
         raise ValueError(
-            f'The format {name} takes a library that is not installed: pip install "sds3d[{entry.needs[1]}]".'
+            f'The format {name} takes a library that is not installed: pip install "sds3d[{entry.extra}]".'
         )
 
 

@@ -1,14 +1,15 @@
-"""A mesh as Apple's and Pixar's .usdz: y-up, front to +z, metres; its look at its vertices or in textures.
+"""A mesh as Apple's and Pixar's .usdz: y-up, front to +z, metres; its look in textures.
 
 | property             | value                                                                            |
 |----------------------|----------------------------------------------------------------------------------|
 | points, normals      | (x, y, z) -> (y, z, x), one for each vertex                                      |
-| primvars:displayColor| of a mesh without textures: linear light, as USD asks; our colours are sRGB      |
 | primvars:st          | a place for each corner of a triangle; v runs up, as ours                        |
 | UsdPreviewSurface    | diffuseColor in sRGB, roughness, metallic and normal as pictures, or as numbers  |
 
-Written and read by usd-core (Pixar), an optional library. USD knows no surface without light, so a viewer lights what
-the prior saw in plain colours. What is known of the making lies in the layer's custom data.
+Colours at vertices are brought into a texture: USD has a place for them, displayColor, but three.js takes the first for
+the whole, and others nothing. USD knows no surface without light, so a viewer lights what the prior saw in plain
+colours. What is known of the making lies in the layer's custom data. Written and read by usd-core (Pixar), an optional
+library.
 """
 
 # The modules of pxr are compiled and bring no types.
@@ -28,26 +29,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..colour import linear_to_srgb, srgb_to_linear
 from ..core import Renderer, Representation
-from ..representations.mesh import Mesh, Triangles
-from ..representations.texture import TexturedMesh
+from ..representations.mesh import Mesh
+from ..representations.texture import TexturedMesh, unwrap
 from . import textures
 from .provenance import plain
-from .rounding import float32
-from .surfaces import from_y_up, is_closed, to_mesh, to_y_up, whole_normals
+from .rounding import float32, logit
+from .surfaces import from_y_up, is_closed, to_y_up, whole_normals
 
 if TYPE_CHECKING:
     from pxr import Usd, UsdGeom, UsdShade
 
 STAGE = "asset.usdc"
+TEXELS = 512  # a side, of the texture that colours of vertices become
 ALIGNED, FIELD, PADDING = 64, struct.Struct("<HH"), 0x1986  # a field of a zip's header that says nothing, as pxr's
 INPUTS = {"albedo": "diffuseColor", "roughness": "roughness", "metallic": "metallic", "normal": "normal"}
 
 
 def encode(rep: Representation, renderer: Renderer, provenance: Mapping[str, str], name: str) -> dict[str, bytes]:
     """One file. Raises TypeError for another representation than a mesh."""
-    if not isinstance(rep, Mesh | TexturedMesh):
+    if isinstance(rep, Mesh):
+        rep = textured(rep)
+    if not isinstance(rep, TexturedMesh):
         raise TypeError(f"{name} holds a mesh, given {type(rep).__name__}.")
     from pxr import Usd, UsdGeom
 
@@ -77,7 +80,20 @@ def packed(files: Mapping[str, bytes]) -> bytes:
 
 
 @torch.no_grad()
-def _shape(rep: Triangles, stage: Usd.Stage) -> UsdGeom.Mesh:
+def textured(mesh: Mesh) -> TexturedMesh:
+    """The mesh with the colours of its vertices in a texture, as rough as chalk."""
+    vertices = mesh.vertices
+    middle = (vertices.amin(dim=0) + vertices.amax(dim=0)) / 2
+    unit = (vertices - middle) / (vertices - middle).abs().max().clamp(min=1e-12)  # xatlas drops what is tiny.
+    made = unwrap(Mesh(unit, mesh.faces, mesh.colour_logits), TEXELS)
+    made.base.copy_(vertices)
+    made.roughness_logits.copy_(logit(torch.ones_like(made.roughness_logits)))
+    made.metallic_logits.copy_(logit(torch.zeros_like(made.metallic_logits)))
+    return made
+
+
+@torch.no_grad()
+def _shape(rep: TexturedMesh, stage: Usd.Stage) -> UsdGeom.Mesh:
     from pxr import UsdGeom, Vt
 
     surface = UsdGeom.Mesh.Define(stage, "/Asset/Mesh")
@@ -94,18 +110,12 @@ def _shape(rep: Triangles, stage: Usd.Stage) -> UsdGeom.Mesh:
 
 
 @torch.no_grad()
-def _look(rep: Mesh | TexturedMesh, stage: Usd.Stage, surface: UsdGeom.Mesh) -> dict[str, bytes]:
-    """Colours at the vertices, or a material; returns the pictures that it points to."""
+def _look(rep: TexturedMesh, stage: Usd.Stage, surface: UsdGeom.Mesh) -> dict[str, bytes]:
+    """The material; returns the pictures that it points to."""
     from pxr import Sdf, UsdGeom, UsdShade, Vt
 
-    columns = UsdGeom.PrimvarsAPI(surface)
-    if isinstance(rep, Mesh):
-        kind = Sdf.ValueTypeNames.Color3fArray
-        colour = columns.CreatePrimvar("displayColor", kind, UsdGeom.Tokens.vertex)
-        colour.Set(Vt.Vec3fArray.FromNumpy(float32(srgb_to_linear(rep.rgb.double()))))
-        return {}
     kind = Sdf.ValueTypeNames.TexCoord2fArray
-    places = columns.CreatePrimvar("st", kind, UsdGeom.Tokens.faceVarying)
+    places = UsdGeom.PrimvarsAPI(surface).CreatePrimvar("st", kind, UsdGeom.Tokens.faceVarying)
     places.Set(Vt.Vec2fArray.FromNumpy(float32(rep.uv)))
     places.SetIndices(Vt.IntArray.FromNumpy(_whole(rep.uv_faces)))
     material = UsdShade.Material.Define(stage, "/Asset/Material")
@@ -151,7 +161,7 @@ def _whole(corners: Tensor) -> np.ndarray:
     return corners.cpu().numpy().astype(np.int32).ravel()
 
 
-def decode(files: Mapping[str, bytes]) -> Triangles:
+def decode(files: Mapping[str, bytes]) -> TexturedMesh:
     """The mesh of a package of ours, turned into our frame. Raises ValueError for another program's, and for damage."""
     from pxr import Tf, Usd, UsdGeom
 
@@ -170,19 +180,14 @@ def decode(files: Mapping[str, bytes]) -> Triangles:
         return _mesh(name, data, surface)
 
 
-def _mesh(name: str, data: bytes, surface: UsdGeom.Mesh) -> Triangles:
+def _mesh(name: str, data: bytes, surface: UsdGeom.Mesh) -> TexturedMesh:
     from pxr import UsdGeom
 
     points, normals = (_table(name, attr, 3) for attr in (surface.GetPointsAttr(), surface.GetNormalsAttr()))
     faces = _table(name, surface.GetFaceVertexIndicesAttr(), 3).long()
     if int(faces.min()) < 0 or int(faces.max()) >= len(points):
         raise ValueError(f"{name} holds a corner that is no vertex.")
-    columns = UsdGeom.PrimvarsAPI(surface)
-    colours = columns.GetPrimvar("displayColor")  # Every mesh has it, most without a value.
-    if colours.HasAuthoredValue():
-        light = _table(name, colours, 3)
-        return to_mesh(name, from_y_up(points), faces, linear_to_srgb(light.clamp(0, 1)))
-    places = columns.GetPrimvar("st")
+    places = UsdGeom.PrimvarsAPI(surface).GetPrimvar("st")
     uv, corners = _table(name, places, 2), _table(name, places.GetIndicesAttr(), 3).long()
     if (
         corners.shape != faces.shape
@@ -213,7 +218,7 @@ def _maps(name: str, data: bytes, surface: UsdGeom.Mesh) -> dict[str, Tensor]:
     material, _ = UsdShade.MaterialBindingAPI(surface.GetPrim()).ComputeBoundMaterial()
     shader = material.ComputeSurfaceSource()[0] if material else None
     if not shader:
-        raise ValueError(f"{name} is damaged: its mesh has neither colours nor a material.")
+        raise ValueError(f"{name} is damaged: its mesh has no material.")
     found: dict[str, Tensor] = {}
     for key, word in INPUTS.items():
         given = shader.GetInput(word)
