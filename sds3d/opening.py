@@ -31,14 +31,16 @@ class File:
     """The asset of a file that `sds3d export` can write, as the representation that the stage optimises.
 
     path: None leaves it to the user, who must name one. into: Gaussians, a mesh with colours at its vertices, or one
-    with textures. count: Gaussians that a mesh becomes. texels: a side, of the texture that other colours become. An
-    asset that reaches out of the world's sphere, or is smaller than a fifth of it, is moved and scaled into it.
+    with textures. count: Gaussians that a mesh becomes. texels: a side, of the texture that other colours become. grey:
+    without its colours, of which those near 0 and 1 hardly change any more. An asset that reaches out of the world's
+    sphere, or is smaller than a fifth of it, is moved and scaled into it.
     """
 
     path: str | None = None
     into: Into = "gaussians"
     count: int = 5000
     texels: int = 512
+    grey: bool = False
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.texels < 16:
@@ -46,7 +48,14 @@ class File:
 
     def __call__(self, previous: Representation | None, step: Step) -> Representation:
         """Raises ValueError for a file that is not there, cannot be read or holds nothing that can be seen."""
-        rep = placed(opened(self.found()))
+        rep = self.turned(placed(opened(self.found())), step)
+        if self.grey:
+            with torch.no_grad():
+                getattr(rep, "albedo_logits" if self.into == "texture" else "colour_logits").zero_()
+        return rep
+
+    def turned(self, rep: Representation, step: Step) -> Representation:
+        """An asset as what the stage optimises."""
         if self.into == "gaussians":
             return rep if isinstance(rep, Gaussians) else surfels(_triangles(rep), self.count, step)
         if self.into == "texture" and isinstance(rep, TexturedMesh):

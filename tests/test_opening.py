@@ -99,6 +99,13 @@ def test_a_large_asset_far_away_is_brought_into_the_world(files):
     assert iou(drawn(rep).alpha, drawn(ball(RADIUS)).alpha).min() > 0.99
 
 
+@pytest.mark.parametrize(("name", "into"), [("splat", "gaussians"), ("mesh", "mesh"), ("texture", "texture")])
+def test_grey_takes_the_colours_alone(files, name, into):
+    there, here = (File(str(files[name]), into, grey=grey)(None, Step(0)).state() for grey in (False, True))
+    (changed,) = [key for key in there if not torch.equal(there[key], here[key])]
+    assert changed in ("albedo_logits", "colour_logits") and not here[changed].any()
+
+
 def test_what_cannot_be_a_start_is_refused(files, tmp_path):
     with pytest.raises(ValueError, match="There is no file"):
         File(str(tmp_path / "none.glb"))(None, Step(0))
