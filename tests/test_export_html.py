@@ -8,7 +8,6 @@ import html as entities
 import json
 import math
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from judges import chromium
 from PIL import Image
 from test_export import scattered
 from test_export_mesh import corner, pear
@@ -173,13 +173,9 @@ def test_another_page_costs_a_sentence(tmp_path: Path, old: str, new: str, said:
 
 def photograph(page: str, folder: Path, width: int, height: int) -> np.ndarray:
     """What headless Chromium shows of a page [height, width, 3]; the test is skipped where there is no Chromium."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    browser = next((found for found in map(shutil.which, names) if found), None)
-    if browser is None:
-        pytest.skip("Chromium is not installed")
     (folder / "page.html").write_text(page, encoding="utf-8")
     command = [
-        *(browser, "--headless=new", "--no-sandbox", "--hide-scrollbars", f"--user-data-dir={folder / 'profile'}"),
+        *(chromium(), "--headless=new", "--no-sandbox", "--hide-scrollbars", f"--user-data-dir={folder / 'profile'}"),
         *("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"),
         *("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"),
         *("--force-device-scale-factor=1", f"--window-size={width},{height}", "--virtual-time-budget=4000"),
