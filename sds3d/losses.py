@@ -11,6 +11,7 @@
 | normal_consistency | mean of 1 - cos of the angle between adjacent triangles   | meshes without creases          |
 | orientation        | mean over rays of sum w max(0, normal . ray)^2            | no density that faces away      |
 | tv                 | mean |difference of neighbouring raw numbers| of a grid   | fields without noise            |
+| eikonal            | mean (|gradient of the signed distances| - 1)^2           | distances that are distances    |
 
 A weight is a number or a schedule over progress. The gradient of a score is summed over pixels and these are means, so
 useful weights are far from 1.
@@ -87,6 +88,25 @@ def tv(rep: Representation, out: RenderOutput, step: Step) -> Tensor:
     return torch.stack([grid.diff(dim=axis).abs().mean() for axis in range(3)]).sum()
 
 
+def eikonal(rep: Representation, out: RenderOutput, step: Step) -> Tensor:
+    """How far a grid of signed distances is from distances, whose gradient is 1 everywhere; in the middles of cells."""
+    sdf = getattr(rep, "sdf", None)
+    if not isinstance(sdf, Tensor):
+        raise ValueError(f'The regulariser "eikonal" needs signed distances, and a {type(rep).__name__} has none.')
+    length = 2 / (len(sdf) - 1)
+    slopes = [_mean_of_pairs(sdf.diff(dim=axis), (axis + 1) % 3, (axis + 2) % 3) / length for axis in range(3)]
+    square = torch.stack(slopes).square().sum(dim=0)
+    # The root has no gradient where distances do not change at all.
+    return (square.clamp_min(torch.finfo(square.dtype).tiny).sqrt() - 1).square().mean()
+
+
+def _mean_of_pairs(values: Tensor, *axes: int) -> Tensor:
+    """The means of neighbours along axes."""
+    for axis in axes:
+        values = (values.narrow(axis, 1, values.shape[axis] - 1) + values.narrow(axis, 0, values.shape[axis] - 1)) / 2
+    return values
+
+
 def _of_mesh(rep: Representation, method: str, name: str) -> Tensor:
     found: Callable[[], Tensor] | None = getattr(rep, method, None)
     if found is None:
@@ -111,6 +131,7 @@ LOSSES: dict[str, Callable[[Representation, RenderOutput, Step], Tensor]] = {
     "normal_consistency": normal_consistency,
     "orientation": orientation,
     "tv": tv,
+    "eikonal": eikonal,
 }
 
 

@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from .cameras import orbit
 from .core import Background, Cameras, Renderer, RenderOutput, Representation, Step
 from .engine import Start
 from .renderers.raster import Raster
 from .representations.adam import adam_
+from .representations.field import points
 from .representations.fusion import fuse, paint, without_specks
-from .representations.isosurface import surface_nets
+from .representations.isosurface import Isosurface, Shell, redistanced, surface_nets
 from .representations.mesh import Mesh, Triangles, icosphere, logits_of
 from .representations.simplify import simplified
 from .representations.texture import unwrap
@@ -78,34 +81,24 @@ def fit_to(mesh: Surface, target: RenderOutput, cameras: Cameras, steps: int) ->
 
 
 @dataclass(frozen=True)
-class Meshed:
-    """A closed mesh with colours at its vertices of what the stage before left.
+class Fused:
+    """What the stage before left, seen from all around by its `renderer` in pictures of `size` pixels.
 
-    It is drawn by `renderer`, that of the stage before, in pictures of `size` pixels. resolution: points a side of the
-    grid on which they are fused. triangles: at most. fit: steps of fitting vertices and colours to the pictures.
+    resolution: points a side of the grid on which the pictures are fused.
     """
 
     renderer: Renderer
     resolution: int = 64
-    triangles: int = 5000
     size: int = 64
-    fit: int = 100
 
     def __post_init__(self) -> None:
-        require("fast_simplification")
-        if self.resolution < 8 or self.size < 8 or self.triangles < 4 or self.fit < 0:
+        if self.resolution < 8 or self.size < 8:
             raise ValueError(
-                "A mesh needs a resolution and a size of at least 8, 4 triangles and no negative fit, given "
-                f"{self.resolution}, {self.size}, {self.triangles} and {self.fit}."
+                f"Pictures are fused with a resolution and a size of at least 8, given {self.resolution}, {self.size}."
             )
 
-    def __call__(self, previous: Representation | None, step: Step) -> Representation:
-        """Raises ValueError where there is no stage before, or where it left nothing that can be seen."""
-        out, cameras = self.pictures(previous)
-        return fit_to(self.surface(out, cameras), out, cameras, self.fit)
-
     def pictures(self, previous: Representation | None) -> tuple[RenderOutput, Cameras]:
-        """The asset from all around, over black."""
+        """The asset from all around, over black. Raises ValueError where there is none."""
         if previous is None:
             raise ValueError("The first stage has nothing to make a mesh of; give it another start, such as a sphere.")
         like = next(previous.parameters()).detach()
@@ -113,11 +106,66 @@ class Meshed:
         with torch.no_grad():
             return self.renderer(previous, cameras, Background(like.new_zeros(len(cameras), 3))), cameras
 
-    def surface(self, out: RenderOutput, cameras: Cameras) -> Mesh:
-        """The fused surface, thinned and painted."""
-        sdf = without_specks(fuse(out.depth, out.alpha, cameras, self.resolution))
+    def distances(self, previous: Representation | None, out: RenderOutput, cameras: Cameras) -> Float[Tensor, "R R R"]:
+        """Its signed distances, without specks: those that it has, or else what the pictures tell.
+
+        Raises ValueError for what cannot be seen.
+        """
+        known = isinstance(previous, Isosurface)
+        sdf = previous.sdf.detach() if known else fuse(out.depth, out.alpha, cameras, self.resolution)
+        sdf = without_specks(sdf)
         if not (sdf < 0).any():
             raise ValueError("There is nothing to make a mesh of: the asset is nowhere more than half opaque.")
+        return sdf
+
+
+@dataclass(frozen=True)
+class Level(Fused):
+    """An iso-surface of what the stage before left, which can still change its topology."""
+
+    resolution: int = 48
+
+    def __call__(self, previous: Representation | None, step: Step) -> Representation:
+        """Raises ValueError where there is no stage before, or where it left nothing that can be seen."""
+        out, cameras = self.pictures(previous)
+        sdf = self.distances(previous, out, cameras)
+        slope = normalize(torch.stack(torch.gradient(sdf), dim=-1), dim=-1)
+        nearest = points(len(sdf), sdf) - sdf[..., None] * slope
+        places = (nearest.view(-1, 3), slope.view(-1, 3))
+        rgb = paint(*places, out.rgb, out.depth, out.alpha, cameras)
+        return Isosurface(redistanced(sdf, sweeps=len(sdf)), logits_of(rgb).view_as(slope))
+
+    def blank(self, previous: Representation | None) -> Representation:
+        """An iso-surface on the smallest grid."""
+        return Shell().blank(previous)
+
+
+@dataclass(frozen=True)
+class Meshed(Fused):
+    """A closed mesh with colours at its vertices of what the stage before left.
+
+    triangles: at most. fit: steps of fitting vertices and colours to the pictures.
+    """
+
+    triangles: int = 5000
+    fit: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("fast_simplification")
+        if self.triangles < 4 or self.fit < 0:
+            raise ValueError(
+                f"A mesh needs at least 4 triangles and no negative fit, given {self.triangles} and {self.fit}."
+            )
+
+    def __call__(self, previous: Representation | None, step: Step) -> Representation:
+        """Raises ValueError where there is no stage before, or where it left nothing that can be seen."""
+        out, cameras = self.pictures(previous)
+        return fit_to(self.surface(previous, out, cameras), out, cameras, self.fit)
+
+    def surface(self, previous: Representation | None, out: RenderOutput, cameras: Cameras) -> Mesh:
+        """The surface of the distances, thinned and painted."""
+        sdf = self.distances(previous, out, cameras)
         bare = Mesh(*simplified(*surface_nets(sdf), self.triangles))
         colours = paint(bare.vertices.detach(), bare.normals().detach(), out.rgb, out.depth, out.alpha, cameras)
         return Mesh(bare.vertices, bare.faces, logits_of(colours))
@@ -139,7 +187,7 @@ class Textured(Meshed):
 
     def __call__(self, previous: Representation | None, step: Step) -> Representation:
         out, cameras = self.pictures(previous)
-        mesh = fit_to(self.surface(out, cameras), out, cameras, self.fit)
+        mesh = fit_to(self.surface(previous, out, cameras), out, cameras, self.fit)
         return fit_to(unwrap(mesh, self.texels), out, cameras, self.fit)
 
     def blank(self, previous: Representation | None) -> Representation:

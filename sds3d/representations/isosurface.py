@@ -1,4 +1,4 @@
-"""The zero surface of a grid of signed distances as triangles, differentiable in distances and in the grid's offsets.
+"""The zero surface of a grid of signed distances as triangles, and a mesh that is optimised as such a surface.
 
 Naive surface nets (Gibson 1998): a cell that the surface crosses has one vertex, the mean of the crossings of its
 edges; an edge of the grid that the surface crosses has one quad, between the four cells around it. Gradients flow
@@ -9,11 +9,18 @@ cells and edges are crossed is not differentiable.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
-from torch.nn.functional import pad
+from torch import Tensor, nn
+from torch.nn.functional import grid_sample, pad
+
+from ..core import RenderOutput, Representation, Step
+from ..schedules import Number, Ramp, value
+from .field import LARGEST, points
+from .mesh import COLOURS, Mesh, check_rows
 
 CORNERS = tuple(itertools.product((0, 1), repeat=3))  # of a cell, in steps along x, y, z
 EDGES = tuple(
@@ -105,3 +112,159 @@ def _check(sdf: Tensor, offsets: Tensor | None, radius: float) -> None:
         raise ValueError(f"offsets must have the shape {[*sdf.shape, 3]}, given {list(offsets.shape)}.")
     if not offsets.detach().abs().max() <= 0.5:
         raise ValueError("offsets must be finite and lie in [-0.5, 0.5] grid steps, or cells turn inside out.")
+
+
+SWEEPS = 3  # of `redistanced` after each step, which moves the surface by a cell at most
+
+
+@dataclass(frozen=True)
+class IsosurfaceOptimise:
+    """Rates of Adam, numbers or schedules over progress: distances in world units, colours in logits."""
+
+    distances: Number = Ramp(1.0, 0.1, curve="exponential")
+    colours: Number = COLOURS
+
+    def rates(self, progress: float) -> dict[str, float]:
+        """The learning rate of each parameter."""
+        return {"sdf": value(self.distances, progress), "tints": value(self.colours, progress)}
+
+
+class Isosurface(Mesh):
+    """A mesh that is the zero surface of a grid of signed distances, and can change its topology.
+
+    It is drawn, judged and written as any mesh. `update` carries the gradients of its vertices on to the grid, moves
+    the grid and extracts the mesh anew. sdf: [R, R, R] at the points of the cube [-1, 1]^3, negative inside. tints:
+    [R, R, R, 3], logits of colours there, of which each vertex takes the linear mean; grey where none are given.
+
+    Raises ValueError for wrong shapes, numbers that are not finite and a grid without a surface; TypeError for other
+    dtypes than floating point.
+    """
+
+    FIXED = ()
+    LEARNT = ("sdf", "tints")
+    SHARED = ("sdf",)  # Silhouettes reach few points; each would take as large a step as any, in the noise's direction.
+    OPTIMISE = IsosurfaceOptimise
+    sdf: Float[Tensor, "R R R"]
+    tints: Float[Tensor, "R R R 3"]
+
+    def __init__(self, sdf: Float[Tensor, "R R R"], tints: Float[Tensor, "R R R 3"] | None = None) -> None:
+        tints = sdf.new_zeros(*sdf.shape, 3) if tints is None else tints
+        super(Mesh, self).__init__({"sdf": sdf, "tints": tints})
+
+    @classmethod
+    def check(cls, tensors: Mapping[str, Tensor]) -> None:
+        """A cube of distances with something inside, and a colour for each."""
+        sdf = tensors["sdf"]
+        check_rows("sdf", sdf, torch.Size([len(sdf)] * 3 if sdf.ndim else [2, 2, 2]))
+        check_rows("tints", tensors["tints"], torch.Size([*sdf.shape, 3]))
+        _check(sdf, None, 1.0)
+
+    def settle(self) -> None:
+        """Extract the mesh."""
+        with torch.no_grad():
+            vertices, faces = surface_nets(self.sdf)
+            logits = interpolated(self.tints, vertices)
+        self.register_buffer("base", vertices)
+        self.register_buffer("faces", faces)
+        self.offsets, self.colour_logits = nn.Parameter(torch.zeros_like(vertices)), nn.Parameter(logits)
+        super().settle()
+
+    def pull(self) -> None:
+        """Carry the gradients at the vertices over to the grid, beside those that it has.
+
+        A surface of distances s moves by -ds along its normal n, so dL/ds = -(dL/dv . n) at a vertex v (Remelli et al.
+        2020, "MeshSDF"), which the corners of v's cell take as they add up to s(v). The derivative of the extraction
+        itself grows without bound where an edge of the grid is nearly tangent to the surface, and then few such edges
+        would move.
+        """
+        if self.offsets.grad is not None:
+            outward = (self.offsets.grad * self.normals().detach()).sum(dim=-1, keepdim=True)
+            interpolated(self.sdf[..., None], self.base).backward(-outward)
+        if self.colour_logits.grad is not None:
+            interpolated(self.tints, self.base).backward(self.colour_logits.grad)
+        self.offsets.grad = self.colour_logits.grad = None
+
+    def update(self, out: RenderOutput, step: Step) -> Mapping[str, float]:
+        """One Adam step of the grid on the gradients of the vertices; then the mesh is extracted anew.
+
+        The gradient is spread over the surface first, as that of any mesh. Raises ValueError where `prepare` was not
+        called, and ArithmeticError where nothing of the object is left.
+        """
+        if self.offsets.grad is not None:
+            self.offsets.grad = self.diffused(self.offsets.grad)
+        self.pull()
+        before = self.sdf.detach().clone()
+        numbers = super().update(out, step)
+        with torch.no_grad():
+            longest = 2 / (len(before) - 1)  # Further, and a point would leave the cells that it was pulled from.
+            self.sdf.copy_(redistanced(before + (self.sdf - before).clamp(-longest, longest)))
+        if not (self.sdf < 0).any():
+            raise ArithmeticError(
+                f'The surface vanished at step {step.index} of stage "{step.stage}"; lower the rate of the distances.'
+            )
+        self.settle()
+        return numbers
+
+
+def interpolated(grid: Float[Tensor, "X Y Z c"], places: Float[Tensor, "n 3"]) -> Float[Tensor, "n c"]:
+    """Values at places in [-1, 1]^3, linear in each direction between the grid's points, and constant beyond them."""
+    # The grid's first axis is x, which grid_sample takes for the last.
+    channels, at = grid.permute(3, 2, 1, 0)[None], places.detach()[None, None, None]
+    return grid_sample(channels, at, padding_mode="border", align_corners=True)[0, :, 0, 0].T
+
+
+@torch.no_grad()
+def redistanced(sdf: Float[Tensor, "R R R"], sweeps: int = SWEEPS) -> Float[Tensor, "R R R"]:
+    """The same surface in a grid over [-1, 1]^3 whose numbers become distances: |gradient| = 1.
+
+    A point beside the surface, which crosses its edges at x, y and z steps away, takes the distance of the plane
+    through these places, d^-2 = x^-2 + y^-2 + z^-2. Every sweep then mends one more layer: a point takes the distance
+    that its nearer neighbour along each axis tells, a <= b <= c, by the upwind differences of Rouy and Tourin (1992),
+
+        (d - a)^2 + max(0, d - b)^2 + max(0, d - c)^2 = h^2,   h the step of the grid.
+    """
+    length, n = 2 / (len(sdf) - 1), len(sdf)
+    inside, closer = sdf < 0, torch.zeros_like(sdf)  # closer: the sum of the inverse squares
+    for axis in range(3):
+        low, high = sdf.narrow(axis, 0, n - 1), sdf.narrow(axis, 1, n - 1)
+        crossed = inside.diff(dim=axis)
+        share = torch.where(crossed, low / torch.where(crossed, low - high, 1.0), torch.inf)
+        along = [torch.full_like(sdf, torch.inf) for _ in range(2)]
+        along[0].narrow(axis, 0, n - 1).copy_(share)
+        along[1].narrow(axis, 1, n - 1).copy_(torch.where(crossed, 1 - share, torch.inf))
+        closer += torch.minimum(*along) ** -2
+    beside = closer > 0
+    away = torch.where(beside, length * closer**-0.5, sdf.abs())
+    for _ in range(sweeps):
+        wide = pad(away, (1,) * 6, value=torch.inf)
+        lines = [wide[:, 1:-1, 1:-1], wide[1:-1, :, 1:-1], wide[1:-1, 1:-1]]
+        nearer = [torch.minimum(line.narrow(k, 0, n), line.narrow(k, 2, n)) for k, line in enumerate(lines)]
+        a, b, c = torch.stack(nearer).sort(dim=0).values.unbind(0)
+        one = a + length
+        two = (a + b + (2 * length**2 - (a - b).square()).clamp_min(0).sqrt()) / 2
+        three, squares = a + b + c, a.square() + b.square() + c.square()
+        three = (three + (three.square() - 3 * (squares - length**2)).clamp_min(0).sqrt()) / 3
+        away = torch.where(beside, away, torch.where(one <= b, one, torch.where(two <= c, two, three)))
+    # A point on the surface stays on its side.
+    return torch.where(inside, -away.clamp_min(torch.finfo(sdf.dtype).tiny), away)
+
+
+@dataclass(frozen=True)
+class Shell:
+    """A grey sphere around the origin as signed distances. resolution: points a side of the grid."""
+
+    radius: float = 0.6
+    resolution: int = 48
+
+    def __post_init__(self) -> None:
+        if not 0 < self.radius <= 1:
+            raise ValueError(f"radius must lie in (0, 1], the object's sphere, given {self.radius}.")
+        if not 8 <= self.resolution <= LARGEST:
+            raise ValueError(f"resolution must lie in [8, {LARGEST}], given {self.resolution}.")
+
+    def __call__(self, previous: Representation | None, step: Step) -> Representation:
+        return Isosurface(points(self.resolution, torch.zeros(())).norm(dim=-1) - self.radius)
+
+    def blank(self, previous: Representation | None) -> Representation:
+        """A surface on the smallest grid."""
+        return Isosurface(-torch.ones(2, 2, 2))

@@ -120,7 +120,7 @@ class Triangles(Representation):
             self.register_buffer(name, tensor.clone() if tensor.is_floating_point() else tensor.long().clone())
         for name in self.LEARNT:
             setattr(self, name, nn.Parameter(tensors[name].detach().clone()))
-        self.edges = edges(self.faces)
+        self.settle()
         self._optimise: Rates | None = None
         self._moments: dict[str, Tensor] = {}  # "first.offsets", "second.offsets", ...
         self._steps = 0
@@ -140,8 +140,12 @@ class Triangles(Representation):
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]  # a move to a device takes the edges along
         super()._apply(fn, recurse)
-        self.edges = edges(self.faces)
+        self.settle()
         return self
+
+    def settle(self) -> None:
+        """Make what follows from the tensors, which are new."""
+        self.edges = edges(self.faces)
 
     @property
     def vertices(self) -> Float[Tensor, "V 3"]:
@@ -251,9 +255,9 @@ class Triangles(Representation):
             self._moments, self._steps = moments, int(tensors["steps"])
         for name in self.FIXED:
             setattr(self, name, taken[name].clone())
-        self.edges = edges(self.faces)
         for name in self.LEARNT:
             setattr(self, name, nn.Parameter(taken[name].clone(), requires_grad=getattr(self, name).requires_grad))
+        self.settle()
 
 
 class Mesh(Triangles):
