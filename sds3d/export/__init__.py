@@ -183,7 +183,8 @@ def read(path: Path) -> Representation:
             module = _module(entry)
             others = module.beside(path) if hasattr(module, "beside") else {}
             return module.decode({str(path): path.read_bytes(), **others})
-    raise ValueError(f"{path} has none of the suffixes that are read.")
+    known = dict.fromkeys(_suffix(entry.file) for entry in EXPORTS.values() if isinstance(entry, Asset))
+    raise ValueError(f"{path} has none of the suffixes that are read: {', '.join(known)}.")
 
 
 def _suffix(file: str) -> str:
