@@ -20,7 +20,7 @@ from sds3d.renderers.raster import Raster
 from sds3d.renderers.shading import Lambert
 from sds3d.representations.clips import EXPRESSIONS, Clip
 from sds3d.representations.head import Identity, Template, head
-from sds3d.representations.mesh import Mesh, icosphere, logits_of
+from sds3d.representations.mesh import Mesh, icosphere
 from sds3d.representations.texture import TexturedMesh, unwrap
 
 LIT = Raster(Lambert())
@@ -148,21 +148,16 @@ FACES = {
     "smile": {"mouthSmileLeft": 1.0, "mouthSmileRight": 1.0, "cheekSquintLeft": 0.7, "cheekSquintRight": 0.7},
     "open": {"jawOpen": 1.0, "eyeBlinkRight": 1.0, "eyeLookInLeft": 1.0},
 }
-PAINT = {"skin": (0.9, 0.72, 0.6), "lips": (0.7, 0.3, 0.28), "mouth": (0.3, 0.08, 0.08)}
+PAINT = {
+    **{"skin": (0.9, 0.72, 0.6), "lips": (0.7, 0.3, 0.28), "mouth": (0.3, 0.08, 0.08)},
+    **{f"{side} eye": (1.0, 1.0, 1.0) for side in ("left", "right")},
+    **{f"{side} iris": (0.15, 0.4, 0.85) for side in ("left", "right")},
+    **{f"{side} pupil": (0.03, 0.03, 0.03) for side in ("left", "right")},
+}
 
 
 def painted(it: Template, vertices: Tensor) -> Mesh:
-    """The head with lips, and eyes that have irises and pupils."""
-    rgb = torch.ones_like(it.vertices)
-    for part, colour in PAINT.items():
-        rgb[it.regions[part]] = torch.tensor(colour)
-    for side in ("left", "right"):
-        rows = it.regions[f"{side} eye"]
-        p = it.vertices[rows] - it.vertices[rows].mean(dim=0)
-        off = p[:, 1:].norm(dim=1)
-        rgb[rows[(p[:, 0] > 0) & (off < 0.068)]] = torch.tensor([0.15, 0.4, 0.85])
-        rgb[rows[(p[:, 0] > 0) & (off < 0.03)]] = torch.tensor([0.03, 0.03, 0.03])
-    return Mesh(vertices, it.faces, logits_of(rgb))
+    return Mesh(vertices, it.faces, it.mesh(PAINT).colour_logits.detach())
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ from ..representations.head_profile import (
     EAR_CM,
     EYE_CM,
     EYE_RADIUS_CM,
+    IRIS_CM,
+    PUPIL_CM,
     UNIT_CM,
     skin_cm,
     to_cm,
@@ -99,8 +101,8 @@ def _eye_rgb(iris: tuple[float, float, float], side: float):
         off = torch.hypot(q[:, 0] - side * EYE_CM[0], q[:, 1] - EYE_CM[1])
         front = q[:, 2] > EYE_CM[2]
         rgb = q.new_tensor(SCLERA).repeat(len(q), 1)
-        rgb[front & (off < 1.15)] = q.new_tensor(iris)
-        rgb[front & (off < 0.5)] = q.new_tensor(PUPIL)
+        rgb[front & (off < IRIS_CM)] = q.new_tensor(iris)
+        rgb[front & (off < PUPIL_CM)] = q.new_tensor(PUPIL)
         return rgb
 
     return paint

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from . import expressions, head_points
-from .head_mesh import PARTS, head_mesh
+from .head_mesh import PARTS, HeadMesh, head_mesh
 from .head_points import Points
-from .head_profile import EYE_CM, to_world
-from .mesh import Mesh
+from .head_profile import EYE_CM, IRIS_CM, PUPIL_CM, to_world
+from .mesh import Mesh, logits_of
 from .texture import TexturedMesh, blank
 
 SMOOTHED = 12  # rings of neighbours over which a landmark's normal is averaged
@@ -128,9 +128,18 @@ class Template:
             normals = mean(normals)
         return points.at(vertices, self.faces), normalize(points.at(normals, self.faces), dim=-1)
 
-    def mesh(self) -> Mesh:
-        """The template at rest in grey, to be optimised; it keeps its vertices' order, so the shapes still fit."""
-        return Mesh(self.vertices, self.faces)
+    def mesh(self, paint: Mapping[str, tuple[float, float, float]] | None = None) -> Mesh:
+        """The template at rest, to be optimised; it keeps its vertices' order, so the shapes still fit.
+
+        paint: region -> colour in sRGB, later ones over earlier ones; grey elsewhere. Raises ValueError for a region
+        that the template does not have.
+        """
+        rgb = torch.full_like(self.vertices, 0.5)
+        for name, colour in (paint or {}).items():
+            if name not in self.regions:
+                raise ValueError(f'The template has no region "{name}"; it has: {", ".join(self.regions) or "none"}.')
+            rgb[self.regions[name]] = rgb.new_tensor(colour)
+        return Mesh(self.vertices, self.faces, logits_of(rgb))
 
     def textured(self, size: int) -> TexturedMesh:
         """The template at rest with grey textures of `size` texels a side. Raises ValueError without texture places."""
@@ -154,9 +163,20 @@ def head(identity: Identity | None = None) -> Template:
         shapes={name: moved.float() for name, moved in shapes.items()},
         landmarks=landmarks,
         contours=contours,
-        regions={name: (mesh.part == i).nonzero()[:, 0] for i, name in enumerate(PARTS)},
+        regions=_regions(mesh),
         licence=LICENCE,
     )
+
+
+def _regions(mesh: HeadMesh) -> dict[str, Tensor]:
+    """The vertices of each part, and of irises and pupils, which end where the playroom's do."""
+    regions = {name: (mesh.part == i).nonzero()[:, 0] for i, name in enumerate(PARTS)}
+    for side, x in (("left", EYE_CM[0]), ("right", -EYE_CM[0])):
+        rows = regions[f"{side} eye"]
+        p = mesh.vertices[rows] - mesh.vertices.new_tensor([x, *EYE_CM[1:]])
+        for name, reach in (("iris", IRIS_CM), ("pupil", PUPIL_CM)):
+            regions[f"{side} {name}"] = rows[(p[:, 2] > 0) & (p[:, :2].norm(dim=1) < reach)]
+    return regions
 
 
 @functools.cache

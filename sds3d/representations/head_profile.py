@@ -14,6 +14,7 @@ from torch import Tensor
 UNIT_CM = 17.0  # centimetres per world unit
 CENTRE_CM = (0.0, 1.5, 2.0)  # this point of the measured frame is the world's origin
 EYE_CM, EYE_RADIUS_CM = (3.2, 3.5, 8.35), 1.85  # of the left eye; the right one is its mirror image
+IRIS_CM, PUPIL_CM = 1.15, 0.5  # how far from the eye's axis they end
 EAR_CM, EAR_AXES_CM = (7.7, 1.6, 1.2), (0.9, 2.3, 1.5)  # an ellipsoid each
 NECK_CM = -11.0  # where the neck is cut off
 
