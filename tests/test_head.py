@@ -231,6 +231,21 @@ def test_the_jaw_turns_about_its_hinge() -> None:
 
 
 @pytest.mark.parametrize("identity", [PLAIN, ODD], ids=["measured", "odd"])
+def test_no_face_turns_the_skin_inside_out(identity: Identity) -> None:
+    it = template(identity)
+    faces = it.faces[torch.isin(it.faces, it.regions["skin"]).all(dim=1)]
+
+    def normals(vertices: Tensor) -> Tensor:
+        a, b, c = vertices[faces].unbind(1)
+        return torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=1)
+
+    rest = normals(it.vertices)
+    for name in ARKIT:
+        with_it = {"jawOpen": 1.0} if name == "mouthClose" else {}  # which undoes it, and never stands alone
+        assert (normals(it.posed({name: 1.0, **with_it})) * rest).sum(dim=1).min() > 0, name
+
+
+@pytest.mark.parametrize("identity", [PLAIN, ODD], ids=["measured", "odd"])
 def test_a_smile_raises_the_corners_of_the_mouth(identity: Identity) -> None:
     it = template(identity)
     height = it.vertices[:, 2].max() - it.vertices[:, 2].min()

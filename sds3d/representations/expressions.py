@@ -189,8 +189,8 @@ def _jaw(q: Tensor, part: Tensor) -> Tensor:
     """How far a point goes with the jaw [V, 1]."""
     y, z = q[:, 1:2] - HINGE_CM[0], q[:, 2:] - HINGE_CM[1]
     below = torch.rad2deg(torch.atan2(-y, z))  # 17 degrees at the mouth, 39 at the chin, more at the throat
-    throat = 1 - _smooth((below - 40) / 45)
-    return _lower(q) * throat * _smooth(z / 6) * _flesh(part).to(q)[:, None] * _smooth((2.0 - q[:, 1:2]) / 4.0)
+    throat = 1 - _smooth((below - 36) / 50)
+    return _lower(q) * throat * _smooth(z / 4.5) * _flesh(part).to(q)[:, None] * _smooth((2.0 - q[:, 1:2]) / 4.0)
 
 
 def _turned(q: Tensor, share: Tensor) -> Tensor:
