@@ -23,6 +23,7 @@ from .ending import FAILED, INTERRUPTED, Stop, refusing, running
 
 if TYPE_CHECKING:
     from .generate import Job, Made
+    from .record import RunFolder
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -33,6 +34,7 @@ def cli() -> None:
     \b
     sds3d generate "a red cube on top of a blue cylinder"
     sds3d generate "a head with red hair and glasses" --seed 3 --draft
+    sds3d edit runs/a-red-cube-s0 "make the cube blue"
     sds3d export runs/a-red-cube-s0 --to spz,mp4-normal
     sds3d explain runs/a-red-cube-s0 --step 40
     sds3d compare "a red cube" --guidance sds,csd
@@ -90,12 +92,72 @@ def generate(context: click.Context, dry_run: bool, draft: bool, quiet: bool, as
             job = plan(Request(**given))
             priors = open_priors(job)
         if dry_run:
-            told = {"folder": str(job.path), "prompt": job.prompts.prompt, "recipe": job.data()}
-            click.echo(json.dumps(told, indent=2))
+            _tell_plan(job)
         elif draft:
             _draft(job, priors, as_json)
         else:
-            _tell(_make(job, priors, stop, given["force"], quiet), as_json, quiet)
+            with refusing():
+                from .generate import begin
+
+                folder = begin(job, given["force"])
+            _tell(_make(job, priors, stop, folder, quiet), as_json, quiet)
+
+
+@cli.command()
+@click.argument("asset", type=click.Path(path_type=Path), metavar="RUN|FILE")
+@click.argument("instruction", required=False)
+@click.option("--identity", metavar="0..1", help="How much stays as it was; 1 keeps all.  [0.4]")
+@click.option("--region", metavar="auto|FILE", help="Change nothing outside: where the prior sees the edit, or a .npy.")
+@click.option("--source-prompt", metavar="TEXT", help="What the asset shows, where it does not say so itself.")
+@click.option("--target-prompt", metavar="TEXT", help="What it shall show, in place of INSTRUCTION.")
+@click.option("--guidance", metavar="NAME|FILE:CLASS", help="How the captions pull: iesd, dds, pds, sds.  [iesd]")
+@click.option("--prior", metavar="NAME|DIR", help="The diffusion model that guides: `sds3d list priors`, or a folder.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Another seed gives another edit.  [0]")
+@click.option("--steps", metavar="N", help="Steps of the edit.  [150]")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The new run.  [runs/ASSET-INSTRUCTION-s0]")
+@click.option("--force", is_flag=True, help="Replace the run that the folder holds.")
+@click.option("--device", metavar="cpu|cuda", help="Where to compute.  [a GPU where there is one]")
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change one value of the recipe `edit`.")
+@click.option("--dry-run", is_flag=True, help="Check everything, print the resolved recipe, make nothing.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of paths.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def edit(context: click.Context, dry_run: bool, quiet: bool, as_json: bool, **given: Any) -> None:
+    """Change what INSTRUCTION says of the asset of a RUN or a FILE, as a new run, and print its files.
+
+    \b
+    sds3d edit runs/a-red-cube-s0 "make the cube blue"
+    sds3d edit her "give her red hair and glasses" --identity 0.6 --region auto
+    sds3d edit chair.glb "paint the legs black" --source-prompt "a red chair with white legs"
+    sds3d edit fox.ply --prior ./sd15 --source-prompt "a fox" --target-prompt "a wolf"
+
+    The source is never changed, and an edited run can be edited again: run.json tells the story. What an instruction
+    can say: a colour of a part ("make the hair black"), and a head's glasses, hat, beard and smile ("remove the hat").
+    `sds3d generate --resume --out DIR` goes on with an interrupted edit.
+    """
+    context.find_root().meta["debug"] = given.pop("debug")
+    with Stop() as stop:
+        with refusing():
+            from . import editing
+            from .generate import open_priors
+
+            given["steps"] = None if given["steps"] is None else _whole(given["steps"], "--steps")
+            given["identity"] = None if given["identity"] is None else _number(given["identity"], "--identity")
+            planned = editing.plan(editing.Wish(**given))
+            priors = open_priors(planned.job)
+        if dry_run:
+            _tell_plan(planned.job)
+            return
+        with running():
+            folder = editing.begin(planned, priors, given["force"])
+        _tell(_make(planned.job, priors, stop, folder, quiet), as_json, quiet)
+
+
+def _tell_plan(job: Job) -> None:
+    """What a dry run would make."""
+    told = {"folder": str(job.path), "prompt": job.prompts.prompt, "recipe": job.data()}
+    click.echo(json.dumps(told, indent=2))
 
 
 def _whole(text: str, option: str) -> int:
@@ -120,12 +182,9 @@ def _draft(job: Job, priors: Any, as_json: bool) -> None:
     click.echo(json.dumps({"draft": str(path)}) if as_json else str(path))
 
 
-def _make(job: Job, priors: Any, stop: Stop, force: bool, quiet: bool) -> Made:
-    with refusing():
-        from .generate import begin, make
-        from .watchers import ProgressLine
-
-        folder = begin(job, force)
+def _make(job: Job, priors: Any, stop: Stop, folder: RunFolder, quiet: bool) -> Made:
+    from .generate import make
+    from .watchers import ProgressLine
 
     with running(), contextlib.closing(folder), contextlib.ExitStack() as stack:
         watchers = () if quiet else (stack.enter_context(ProgressLine(job.recipe)),)

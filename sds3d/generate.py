@@ -60,7 +60,8 @@ class Request:
 class Job:
     """A request that can be carried out, as far as can be known without opening a prior.
 
-    until: the stage that the run ends with for now. since: the stage from which on it is made anew.
+    until: the stage that the run ends with for now. since: the stage from which on it is made anew. notes: more entries
+    of its manifest.
     """
 
     prompts: Prompts
@@ -73,6 +74,7 @@ class Job:
     planned: float = field(default_factory=time.monotonic)
     until: str | None = None
     since: str | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def asked(self) -> Recipe:
@@ -103,7 +105,7 @@ def plan(request: Request) -> Job:
     recipe = recipes.build(_data(request), files)
     if prompts.negative is not None:
         recipe = _with_negative(recipe)
-    _check_exports(recipe)
+    check_exports(recipe)
     _check_files(recipe)
     _check_stage(recipe, request.until, "--until")
     return Job(prompts, recipe, seed, path, device, files=files, until=request.until)
@@ -156,7 +158,7 @@ def _plan_resume(request: Request, device: torch.device, files: Mapping[str, typ
         raise ValueError("--resume needs the prompt or the folder of the run: --out DIR.")
     path = request.out or Path("runs") / f"{slug(Prompts(request.prompt or '').prompt)}-s{request.seed or 0}"
     manifest = read_manifest(path)
-    prompts = Prompts(manifest["prompt"], manifest.get("negative"))
+    prompts = Prompts(manifest["prompt"], manifest.get("negative"), source=manifest.get("source"))
     if request.prompt is not None and Prompts(request.prompt).prompt != prompts.prompt:
         raise ValueError(f'{path} holds a run of "{prompts.prompt}", not of "{request.prompt}".')
     if request.seed is not None and request.seed != manifest["seed"]:
@@ -219,7 +221,8 @@ def _check_files(recipe: Recipe) -> None:
             stage.start.found()
 
 
-def _check_exports(recipe: Recipe) -> None:
+def check_exports(recipe: Recipe) -> None:
+    """Raise ValueError for a format that there is not, and for one whose library is missing."""
     from .export import EXPORTS, require
 
     for name in recipe.exports:
@@ -284,7 +287,7 @@ def make(
         else:
             recorder.end(outcome)
         whole = outcome.done and job.asked == job.recipe
-        assets = export_all(job, outcome, folder) if whole else {}
+        assets = export_all(job, outcome, folder, say) if whole else {}
     except Exception as error:
         # A full disk fails here again; the first error is the one to tell.
         with contextlib.suppress(OSError):
@@ -309,6 +312,8 @@ def _introduce(job: Job, priors: Mapping[str, Prior], folder: RunFolder, say: Ca
             status="running",
             prompt=job.prompts.prompt,
             negative=job.prompts.negative,
+            source=job.prompts.source,
+            **job.notes,
             seed=job.seed,
             recipe=job.data(),
             priors=_told(priors),
@@ -370,10 +375,11 @@ def _hashes(files: Mapping[str, type]) -> dict[str, str]:
     return {spec: hashlib.sha256(Path(spec.rpartition(":")[0]).read_bytes()).hexdigest() for spec in files}
 
 
-def export_all(job: Job, outcome: Outcome, folder: RunFolder) -> dict[str, Path]:
+def export_all(job: Job, outcome: Outcome, folder: RunFolder, say: Callable[[str], None]) -> dict[str, Path]:
     """Write the asset in the recipe's formats, each file whole or absent and checked against the run's own views."""
     asset = RunAsset.of(outcome, job.recipe, folder.manifest)
-    return {name: made.path for name, made in exporting.export_all(job.recipe.exports, asset, folder.path).items()}
+    made = exporting.export_all(job.recipe.exports, asset, folder.path, say=say)
+    return {name: exported.path for name, exported in made.items()}
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 
 from .core import Representation, Step
 from .export import glb_splat, ply_mesh, read
-from .export.placement import Similarity
+from .export.placement import Similarity, bounds, visible
 from .export.ply import HEADER_LIMIT
 from .meshing import Meshed
 from .renderers.splats import Splats
@@ -23,7 +23,8 @@ from .representations.texture import TexturedMesh, unwrap
 
 Into = Literal["gaussians", "mesh", "texture"]  # as the kinds of optimise
 FACES, SPLATS = re.compile(rb"\nelement face [1-9]"), b"KHR_gaussian_splatting"
-RADIUS, SMALLEST = 0.85, 0.2  # of an asset that is brought into the world's sphere, and of one that is left as small
+RADIUS = 0.85  # of an asset that is brought into the world's sphere
+SMALLEST, LARGEST = 0.2, 1.1  # of one that is left as it is; pictures show a little more than the sphere
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class File:
 
     path: None leaves it to the user, who must name one. into: Gaussians, a mesh with colours at its vertices, or one
     with textures. count: Gaussians that a mesh becomes. texels: a side, of the texture that other colours become. grey:
-    without its colours, of which those near 0 and 1 hardly change any more. An asset that reaches out of the world's
-    sphere, or is smaller than a fifth of it, is moved and scaled into it.
+    without its colours, of which those near 0 and 1 hardly change any more. place: move and scale an asset that reaches
+    out of the world's sphere, or is smaller than a fifth of it.
     """
 
     path: str | None = None
@@ -41,6 +42,7 @@ class File:
     count: int = 5000
     texels: int = 512
     grey: bool = False
+    place: bool = True
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.texels < 16:
@@ -48,7 +50,8 @@ class File:
 
     def __call__(self, previous: Representation | None, step: Step) -> Representation:
         """Raises ValueError for a file that is not there, cannot be read or holds nothing that can be seen."""
-        rep = self.turned(placed(opened(self.found())), step)
+        rep = opened(self.found())
+        rep = self.turned(placed(rep) if self.place else rep, step)
         if self.grey:
             with torch.no_grad():
                 getattr(rep, "albedo_logits" if self.into == "texture" else "colour_logits").zero_()
@@ -110,11 +113,13 @@ def _vertex_coloured(rep: Representation, step: Step) -> Mesh:
 
 
 def placed(rep: Representation) -> Representation:
-    """The asset within the world's sphere: as it is where it fits, else with the middle of its box in the origin."""
-    points = rep.means if isinstance(rep, Gaussians) else _triangles(rep).vertices
-    points = points.detach()
-    low, high = points.amin(dim=0), points.amax(dim=0)
-    if points.norm(dim=-1).max() <= 1 and (high - low).max() >= 2 * SMALLEST:
+    """The asset within the world's sphere: as it is where it fits, else with the middle of its box in the origin.
+
+    Gaussians that can hardly be seen have no say in it.
+    """
+    points = visible(rep)
+    low, high = bounds(rep)
+    if points.norm(dim=-1).max() <= LARGEST and (high - low).max() >= 2 * SMALLEST:
         return rep
     centre = (low + high) / 2
     radius = (points - centre).norm(dim=-1).max()

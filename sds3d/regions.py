@@ -73,15 +73,21 @@ class Voxels:
 
     def __call__(self, p: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n"]:
         """Raises ValueError for a file that is not there or holds something else."""
-        grid = _read(self.path).to(p)
+        grid = _read(self.path, _written(self.path)).to(p)
         flat = p.reshape(1, 1, 1, -1, 3).flip(-1)  # The last axis of a grid is the first of a sampled place.
         return grid_sample(grid[None, None], flat, align_corners=True, padding_mode="zeros").reshape(p.shape[:-1])
 
 
-@cache
-def _read(path: str) -> Float[Tensor, "R R R"]:
+def _written(path: str) -> int:
+    """When a file was written. Raises ValueError where it is not there."""
     if not Path(path).is_file():
         raise ValueError(f"There is no file {path} with a region.")
+    return Path(path).stat().st_mtime_ns
+
+
+@cache
+def _read(path: str, written: int) -> Float[Tensor, "R R R"]:
+    """The grid of a file as it was at a time, so that it is read once and yet again when it has changed."""
     try:
         grid = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:

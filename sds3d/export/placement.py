@@ -82,12 +82,16 @@ class Placement:
 
 
 @torch.no_grad()
-def bounds(rep: Representation) -> tuple[Float[Tensor, "3"], Float[Tensor, "3"]]:
-    """The two corners of the bounding box: of a mesh, or of the centres of Gaussians that can be seen. TypeError."""
+def visible(rep: Representation) -> Float[Tensor, "M 3"]:
+    """The corners of a mesh, or the centres of the Gaussians that can be seen. TypeError for anything else."""
     if isinstance(rep, Triangles):
-        points = rep.vertices[rep.faces.unique()]
-    elif isinstance(rep, Gaussians):
-        points = rep.means[rep.opacities >= SEEN * rep.opacities.max()]
-    else:
-        raise TypeError(f"Size and pivot are for Gaussians and meshes, not for a {type(rep).__name__}.")
+        return rep.vertices[rep.faces.unique()]
+    if isinstance(rep, Gaussians):
+        return rep.means[rep.opacities >= SEEN * rep.opacities.max()]
+    raise TypeError(f"Size and pivot are for Gaussians and meshes, not for a {type(rep).__name__}.")
+
+
+def bounds(rep: Representation) -> tuple[Float[Tensor, "3"], Float[Tensor, "3"]]:
+    """The two corners of the bounding box of what is `visible`."""
+    points = visible(rep)
     return points.amin(dim=0), points.amax(dim=0)

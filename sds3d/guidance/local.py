@@ -45,7 +45,6 @@ class Local(Guidance):
     def check(self, prior: Prior, names: frozenset[str]) -> None:
         if "source" not in names:
             raise ValueError("A local edit holds an asset near its frozen source, and this term has none.")
-        self.region(torch.zeros(1, 3))
         self.guidance.check(prior, names)
 
     def init(self, prior: Prior, step: Step) -> Mapping[str, Learner]:

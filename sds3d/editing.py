@@ -1,0 +1,253 @@
+"""`sds3d edit`: from an asset and an instruction to the run that edits it.
+
+The asset is copied into the new run's folder and is what the run starts from; nothing of the source is changed. A prior
+that reads captions cannot read an instruction: the playroom's own grammar makes the caption of the edited scene of the
+source's caption and the instruction, and for other priors the user says both captions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from . import exporting, generate, machine, plugins, recipes
+from .cameras import orbit
+from .core import Background, Cameras, Prior, Renderer, Representation, Step
+from .diffusion import diffuse, x0_from_eps
+from .export.provenance import told
+from .files import write
+from .generate import Job
+from .opening import opened, placed
+from .prompts import Embeddings, Prompts
+from .record import RunFolder, check_free, read_manifest, slug
+from .regions import INTO, Voxels
+from .representations.field import points
+from .representations.fusion import project, sample
+from .representations.gaussians import Gaussians
+from .representations.mesh import Triangles
+
+REGION_FILE = "source.region.npy"
+RINGS, VIEWS = (0.0, 30.0), 8  # elevation in degrees, and views of each, from which the region is looked for
+TIMES = (0.3, 0.5, 0.7)  # at which the two captions are compared
+DRAWS = 2  # of noise at each
+GRID = 40  # points a side of the region
+LOW, HIGH = 0.2, 0.45  # of the greatest difference: below there is no region, above it is whole
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user asks for; None is what the user left open.
+
+    asset: a run folder or a file. identity: how much of the source's identity is kept, 1 - `share` of IESD. region:
+    "auto" for the place where the prior tells the two captions apart, or a .npy file; see `regions.Voxels`.
+    """
+
+    asset: Path
+    instruction: str | None = None
+    source_prompt: str | None = None
+    target_prompt: str | None = None
+    identity: float | None = None
+    guidance: str | None = None
+    region: str | None = None
+    prior: str | None = None
+    seed: int | None = None
+    steps: int | None = None
+    out: Path | None = None
+    force: bool = False
+    device: str | None = None
+    overrides: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An edit that can be carried out: the run's job, and the file that it starts from with its name there."""
+
+    job: Job
+    data: Mapping[str, bytes]
+    find_region: bool
+
+
+@dataclass(frozen=True)
+class Source:
+    """The asset to be edited: what it is, its caption (None where nobody said), and the edits that made it."""
+
+    rep: Representation
+    caption: str | None
+    story: tuple[Mapping[str, Any], ...]
+
+
+def plan(wish: Wish) -> Planned:
+    """Resolve a wish. Raises ValueError, in a sentence, for what cannot be done; changes nothing."""
+    source = find_source(wish.asset, wish.device)
+    before = wish.source_prompt or source.caption
+    if before is None:
+        raise ValueError(f"{wish.asset} does not say what it shows; add --source-prompt, its caption.")
+    data = recipes.read("edit", isinstance(source.rep, Gaussians))
+    stage = data["stages"]["edit"]
+    stage["prior"] = wish.prior or stage["prior"]
+    after = target_caption(before, wish, stage["prior"])
+    seed = wish.seed or 0
+    name = wish.asset.name.split(".")[0] if wish.asset.is_file() else wish.asset.resolve().name
+    path = wish.out or Path("runs") / f"{slug(wish.instruction or after)}-of-{slug(name)}-s{seed}"
+    check_free(path, wish.force)
+    file = "source.ply" if isinstance(source.rep, Gaussians) else "source.glb"
+    stage["start"]["path"] = str((path / file).resolve())
+    stage["steps"] = stage["steps"] if wish.steps is None else wish.steps
+    files = _guidance(stage, wish, path)
+    for assignment in wish.overrides:
+        recipes.override(data, assignment)
+    recipe = recipes.build(data, files)
+    generate.check_exports(recipe)
+    edit = {"from": str(wish.asset), "source": before, "instruction": wish.instruction, "prompt": after}
+    job = Job(
+        Prompts(after, source=before),
+        recipe,
+        seed,
+        path,
+        machine.choose_device(wish.device),
+        files=files,
+        notes={"edits": [*source.story, edit]},
+    )
+    return Planned(job, encoded(source.rep, file), wish.region == "auto")
+
+
+def find_source(path: Path, device: str | None = None) -> Source:
+    """The asset of a run that has ended, or of a file. Raises ValueError for what is none."""
+    if path.is_dir():
+        manifest = read_manifest(path)
+        with contextlib.closing(RunFolder(path)):  # Raises where the run is still being written.
+            asset = exporting.open_run(path, device)
+        if not asset.outcome.done:
+            raise ValueError(f"{path} holds a run that has not ended; go on with: sds3d generate --resume --out {path}")
+        return Source(editable(asset.outcome.rep), manifest["prompt"], tuple(manifest.get("edits", ())))
+    if not path.is_file():
+        raise ValueError(f"There is no run and no file {path} to edit.")
+    return Source(placed(editable(opened(path))), told(path).get("prompt"), ())
+
+
+def editable(rep: Representation) -> Representation:
+    """The same. Raises ValueError for what an edit cannot start from."""
+    if not isinstance(rep, Gaussians | Triangles):
+        raise ValueError(
+            f"Gaussians and meshes can be edited, not a {type(rep).__name__}; export the run to glb and edit that."
+        )
+    return rep
+
+
+def target_caption(before: str, wish: Wish, prior: str) -> str:
+    """What the edited asset shows. Raises ValueError where neither the user nor the playroom's grammar can say it."""
+    if wish.target_prompt is not None:
+        return Prompts(wish.target_prompt).prompt
+    if wish.instruction is None:
+        raise ValueError('An edit needs an instruction, for example "make the cube blue", or --target-prompt.')
+    if not prior.startswith("playroom"):
+        raise ValueError(
+            f'The prior "{prior}" reads captions and no instructions; add --target-prompt, the edited asset\'s caption.'
+        )
+    from .playroom.grammar import caption, parse
+    from .playroom.instructions import rewrite
+
+    return caption(rewrite(parse(before), wish.instruction))
+
+
+def _guidance(stage: dict[str, Any], wish: Wish, path: Path) -> dict[str, type]:
+    """Put the guidance that the wish asks for into a stage's data; returns a guidance that came from a file."""
+    files = {}
+    if wish.guidance is not None:
+        if ":" in wish.guidance:
+            files = dict([plugins.load_file(wish.guidance)])
+        stage["guidance"]["edit"] = {"kind": wish.guidance}
+    guide = stage["guidance"]["edit"]
+    if wish.identity is not None:
+        if guide["kind"] != "iesd":
+            raise ValueError(f"--identity weighs the two captions of iesd, and {guide['kind']} has no such number.")
+        if not 0 <= wish.identity <= 1:
+            raise ValueError(f"--identity must lie in [0, 1], given {wish.identity:g}.")
+        guide["share"] = 1 - wish.identity
+    if wish.region is not None:
+        region = path / REGION_FILE if wish.region == "auto" else Path(wish.region)
+        if wish.region != "auto":
+            Voxels(str(region))(torch.zeros(1, 3))
+        voxels = {"kind": "voxels", "path": str(region.resolve())}
+        stage["guidance"]["edit"] = {"kind": "local", "guidance": guide, "region": voxels}
+    return files
+
+
+def encoded(rep: Representation, file: str) -> dict[str, bytes]:
+    """The asset as the files from which the run starts."""
+    from .export import glb, ply
+    from .renderers.raster import Raster
+    from .renderers.splats import Splats
+
+    if isinstance(rep, Gaussians):
+        return ply.encode(rep, Splats(), {}, file)
+    return glb.encode(rep, Raster(), {}, file)
+
+
+def begin(planned: Planned, priors: Mapping[str, Prior], force: bool = False) -> RunFolder:
+    """The run's folder, locked, with the asset that it starts from and the region in which it is edited."""
+    job = planned.job
+    folder = RunFolder.new(job.path, force)
+    for name, data in planned.data.items():
+        write(job.path / name, data)
+    if planned.find_region:
+        stage = job.recipe.stages["edit"]
+        rep = stage.start(None, Step(job.seed, "edit")).to(job.device)
+        grid = find_region(priors[stage.prior], rep, stage.renderer, job.prompts, Step(job.seed, "region"))
+        np.save(job.path / REGION_FILE, grid.cpu().numpy(), allow_pickle=False)
+    return folder
+
+
+@torch.no_grad()
+def find_region(
+    prior: Prior, rep: Representation, renderer: Renderer, prompts: Prompts, step: Step
+) -> Float[Tensor, "R R R"]:
+    """Where in the world a prior that looks at the source tells its caption from the edit's: numbers in [0, 1].
+
+    The difference of the two clean pictures (as DiffEdit, Couairon et al. 2022, takes it for a picture's mask) is seen
+    from all around, and each point of a grid takes the mean over the views that see it.
+    """
+    like = next(rep.parameters()).detach()
+    places = points(GRID, like).view(-1, 3)
+    total, seen = torch.zeros_like(places[:, :1]), torch.zeros_like(places[:, :1])
+    for elevation in RINGS:
+        for turn in range(VIEWS // 4):
+            azimuth = [360 / VIEWS * turn + 90 * k for k in range(4)]
+            cameras = orbit(azimuth, elevation, prior.size).to(like)
+            out = renderer(rep, cameras, Background(like.new_full((4, 3), 0.5), ("grey",)))
+            told = difference(prior, prompts, cameras, out.rgb, step.child(f"{elevation} {turn}"))
+            for view in range(4):
+                where, z, _ = project(places, cameras, view)
+                surface = sample(out.depth[view], where)
+                solid = sample(out.alpha[view], where) > 0.5
+                visible = (~solid | (z[:, None] <= surface + INTO)) & (where.abs() <= 1).all(dim=1, keepdim=True)
+                total += visible * sample(told[view], where)
+                seen += visible
+    mean = total / seen.clamp_min(1)
+    share = mean / mean.max().clamp_min(1e-6)
+    return ((share - LOW) / (HIGH - LOW)).clamp(0, 1).view(GRID, GRID, GRID)
+
+
+def difference(prior: Prior, prompts: Prompts, cameras: Cameras, image: Tensor, step: Step) -> Float[Tensor, "B H W 1"]:
+    """Mean absolute difference of the clean pictures that two captions give, over times and draws of noise."""
+    said = replace(prompts, view_words=prior.group == 1)
+    texts = said.texts(cameras, Background(image.new_full((len(image), 3), 0.5), ("grey",) * (len(image) // 4)))
+    embeddings = Embeddings(prior)
+    conditions = {name: prior.condition(embeddings(texts[name]), cameras) for name in ("cond", "source")}
+    z = prior.encode(image)
+    total = torch.zeros_like(image[..., :1])
+    for t in TIMES:
+        for draw in range(DRAWS):
+            x = diffuse(prior, z, step.child(f"{t} {draw}"), (t, t))
+            eps = prior.predict(x.ask(conditions, "cond", "source"))
+            after, before = (prior.decode(x0_from_eps(x.z_t, eps[name], x.alpha, x.sigma)) for name in eps)
+            total += (after - before).abs().mean(dim=-1, keepdim=True)
+    return total / (len(TIMES) * DRAWS)
