@@ -81,14 +81,16 @@ class Assets:
         return {"faces": len(rep), "watertight": is_watertight(rep)} if solid else {}
 
     def exact(self, prompt: str) -> Path:
-        """A grey mesh of the exact scene of a caption, made where it is not there."""
-        folder = self.place("exact", prompt)
-        if not (folder / "asset.glb").exists():
+        """The file of a grey mesh of the exact scene of a caption."""
+        return self.place("exact", prompt) / "asset.glb"
+
+    def make_exact(self, prompt: str) -> None:
+        """Make that file where it is not there."""
+        if not self.exact(prompt).exists():
             axis, scene = torch.linspace(-REACH, REACH, POINTS), build(parse(prompt))
             grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)
             sdf = torch.stack([scene.distance(layer) for layer in grid])
-            export("glb", Mesh(*surface_nets(sdf, radius=REACH)), folder, Raster())
-        return folder / "asset.glb"
+            export("glb", Mesh(*surface_nets(sdf, radius=REACH)), self.place("exact", prompt), Raster())
 
 
 def is_watertight(mesh: Triangles) -> bool:
@@ -216,6 +218,9 @@ def main() -> None:
         kind = entry.arm.removeprefix("draft-")
         if kind in DRAFTS and not assets.draft(kind, entry.prompt).exists():
             bench.kept.pop(entry.key(priors), None)
+    for entry in bench.missing(wanted) if given.budget != 0 else ():
+        if entry.arm == "texture":
+            assets.make_exact(entry.prompt)
     bench.make_all("recipes", wanted)
     write(bench, wanted, assets, given.out)
 
