@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .cameras import Orbit
     from .core import Guidance, Guided
-    from .engine import Guide, Recipe, Stage, fit, run
+    from .engine import Recipe, Stage, fit, run
     from .priors.catalogue import open_prior
     from .prompts import Prompts
+    from .terms import Guide
 
 __version__ = "0.1.0"
 
 _PLACES = {
     "Guidance": "core",
     "Guided": "core",
-    "Guide": "engine",
+    "Guide": "terms",
     "Orbit": "cameras",
     "Prompts": "prompts",
     "Recipe": "engine",

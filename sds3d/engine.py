@@ -12,32 +12,17 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .core import (
-    Background,
-    Cameras,
-    Condition,
-    Guidance,
-    Guided,
-    Image,
-    Learner,
-    Prior,
-    Renderer,
-    RenderOutput,
-    Representation,
-    Step,
-    Views,
-)
+from .core import Background, Cameras, Prior, Renderer, RenderOutput, Representation, Step
 from .losses import Losses
-from .prompts import Embeddings, Prompts
-from .schedules import Number, value
+from .prompts import Prompts
+from .terms import Guide, Source, Term
 
-FAR = 0.2  # the grey of the farthest depth
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 
 
@@ -75,107 +60,6 @@ class Start(Protocol):
 @runtime_checkable
 class Optimise(Protocol):
     """The numbers from which a representation makes its optimisers; only that representation reads them."""
-
-
-def _albedo(out: RenderOutput) -> Image:
-    return out.rgb if out.albedo is None else out.albedo
-
-
-def _normal(out: RenderOutput) -> Image:
-    """World normals as colour, (n + 1) / 2, fading to grey where nothing is."""
-    return (out.alpha * out.normal + 1) / 2
-
-
-def _depth(out: RenderOutput) -> Image:
-    """Nearness as grey, over each view's own range: 1 at the nearest, `FAR` at the farthest, 0 where nothing is.
-
-    So depth estimators and the networks trained on them draw it. The ends of the range have no gradient.
-    """
-    inside, depth = out.alpha > 0.5, out.depth
-    near = torch.where(inside, depth, torch.inf).detach().amin(dim=(1, 2, 3), keepdim=True)
-    far = torch.where(inside, depth, -torch.inf).detach().amax(dim=(1, 2, 3), keepdim=True)
-    share = ((depth - near) / (far - near).clamp_min(1e-6)).clamp(0, 1)
-    return (out.alpha * (1 - (1 - FAR) * share)).expand(-1, -1, -1, 3)
-
-
-LOOKS: dict[str, Callable[[RenderOutput], Image]] = {
-    "rgb": lambda out: out.rgb,
-    "albedo": _albedo,
-    "normal": _normal,
-    "depth": _depth,
-}
-
-
-@dataclass(frozen=True)
-class Guide:
-    """One guidance of a stage, as data.
-
-    prior: the name of its own prior; None takes the stage's. look: the picture that the prior sees. weight: times its
-    gradient. view_words: tell a single-view prior which side it sees.
-    """
-
-    guidance: Guidance = field(metadata={"inline": True})
-    prior: str | None = None
-    look: Literal["rgb", "albedo", "normal", "depth"] = "rgb"
-    weight: Number = 1.0
-    view_words: bool = True
-
-
-@dataclass(frozen=True)
-class Source:
-    """The asset that is edited, as it was: frozen, and drawn as its stage draws it."""
-
-    rep: Representation
-    renderer: Renderer
-
-    @classmethod
-    def of(cls, stage: Stage, first: Step, device: str | torch.device) -> Source:
-        """What a run's first stage starts from."""
-        return cls(stage.start(None, first).to(device).requires_grad_(False), stage.renderer)
-
-    @torch.no_grad()
-    def image(self, look: str, cameras: Cameras, background: Background, step: Step) -> Image:
-        """The picture that a prior would see of it."""
-        return LOOKS[look](self.renderer(self.rep, cameras, background, step))
-
-
-@dataclass
-class Term:
-    """One guidance at work: with its opened prior, its prompts and the networks that it trains.
-
-    source: what is edited, or None. grad: the last step's gradient, for watchers.
-    """
-
-    name: str
-    guidance: Guidance
-    prior: Prior
-    prompts: Prompts
-    weight: Number = 1.0
-    look: str = "rgb"
-    learners: Mapping[str, Learner] = field(default_factory=dict)
-    source: Source | None = None
-    grad: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        self.embeddings = Embeddings(self.prior)
-
-    def conditions(self, cameras: Cameras, background: Background) -> dict[str, Condition]:
-        """What the prior is told about each view, by the name of the question."""
-        texts = self.prompts.texts(cameras, background, self.look)
-        told = {name: self.prior.condition(self.embeddings(rows), cameras) for name, rows in texts.items()}
-        weights = self.prompts.weights(cameras)
-        return told | {name: replace(told[name], weight=weight) for name, weight in weights.items()}
-
-    def __call__(self, out: RenderOutput, cameras: Cameras, background: Background, step: Step) -> Guided:
-        was = None if self.source is None else self.source.image(self.look, cameras, background, step)
-        views = Views(LOOKS[self.look](out), out, cameras, was)
-        conditions = self.conditions(cameras, background)
-        guided = self.guidance(self.prior, views, conditions, step.child(self.name), self.learners)
-        weight = value(self.weight, step.progress)
-        parts = None if guided.parts is None else {name: weight * part for name, part in guided.parts.items()}
-        guided = replace(guided, grad=weight * guided.grad, parts=parts)
-        self.grad = guided.grad.detach()
-        return guided
 
 
 Watcher = Callable[[Step, Representation, Sequence[Term], RenderOutput, Mapping[str, float]], None]
@@ -310,6 +194,11 @@ def require_finite(rep: Representation, step: Step) -> None:
         )
 
 
+def frozen(stage: Stage, first: Step, device: str | torch.device) -> Source:
+    """What a run's first stage starts from, as it was, for the terms that edit it."""
+    return Source(stage.start(None, first).to(device).requires_grad_(False), stage.renderer)
+
+
 def never() -> bool:
     """The stop of a run that nobody interrupts."""
     return False
@@ -370,7 +259,7 @@ def run(
         raise ValueError(f'The checkpoint stands in stage "{saved.stage}", which this recipe does not have.')
     made = {name: stage.terms(prompts, priors, firsts[name]) for name, stage in recipe.stages.items()}
     begins, begun = next(iter(recipe.stages.items()))
-    source = None if prompts.source is None else Source.of(begun, firsts[begins], device)
+    source = None if prompts.source is None else frozen(begun, firsts[begins], device)
     rep: Representation | None = None
     outcome = None
     for name, stage in recipe.stages.items():

@@ -80,13 +80,13 @@ KINDS: dict[str, dict[str, str]] = {
         "raster": "sds3d.renderers.raster:Raster",
         "volume": "sds3d.renderers.volume:Volume",
     },
-    "light": {"lambert": "sds3d.renderers.shading:Lambert", "pbr": "sds3d.renderers.shading:Pbr"},
-    "cameras": {"orbit": "sds3d.cameras:Orbit"},
     "region": {
         "ball": "sds3d.regions:Ball",
         "box": "sds3d.regions:Box",
         "voxels": "sds3d.regions:Voxels",
     },
+    "light": {"lambert": "sds3d.renderers.shading:Lambert", "pbr": "sds3d.renderers.shading:Pbr"},
+    "cameras": {"orbit": "sds3d.cameras:Orbit"},
     "background": {
         "named": "sds3d.renderers.background:Named",
         "plain": "sds3d.renderers.background:Plain",
@@ -100,9 +100,9 @@ FAMILIES: dict[str, str] = {
     "sds3d.core:Mix": "mix",
     "sds3d.core:Renderer": "renderer",
     "sds3d.renderers.shading:Light": "light",
+    "sds3d.regions:Region": "region",
     "sds3d.engine:Start": "start",
     "sds3d.engine:Optimise": "optimise",
-    "sds3d.regions:Region": "region",
     "sds3d.engine:CameraSampler": "cameras",
     "sds3d.engine:BackgroundSampler": "background",
 }
@@ -169,7 +169,7 @@ def load(family: str, kind: str, extra: Mapping[str, type] | None = None) -> typ
 
 def _check_foreign(cls: type, where: str) -> None:
     """Raise ValueError for a guidance that a recipe could not write: the words of a term stand beside its fields."""
-    from .engine import Guide
+    from .terms import Guide
 
     kept = {field.name for field in fields(Guide)} - {"guidance"}
     taken = sorted(kept & {field.name for field in fields(cls)}) if is_dataclass(cls) else []

@@ -12,7 +12,7 @@ import torch
 
 from .cameras import turntable
 from .core import Learner, Prior, Query, RenderOutput, Representation, Step
-from .engine import Term, Watcher, never
+from .engine import Watcher, never
 from .export.video import frames
 from .files import write
 from .generate import Job, Made, begin, make
@@ -26,6 +26,7 @@ from .priors.wrapped import Wrapped
 from .record import read_manifest
 from .report import FRAMES, SIDE, strip
 from .scores import Trial
+from .terms import Term
 
 STRIP = "turntable-strip.jpg"
 

@@ -13,9 +13,10 @@ import torch
 
 from .cameras import orbit
 from .core import Background, Image, Renderer, RenderOutput, Representation, Step
-from .engine import Outcome, Recipe, Term, tensors
+from .engine import Outcome, Recipe, tensors
 from .files import write
 from .record import RunFolder
+from .terms import Term
 
 PREVIEW_AZIMUTHS = (0.0, 90.0, 180.0, 270.0)
 PREVIEW_SIZE = 128

@@ -8,7 +8,7 @@ import torch
 
 from sds3d.cameras import Orbit
 from sds3d.core import Prior
-from sds3d.engine import Guide, Recipe, Stage
+from sds3d.engine import Recipe, Stage
 from sds3d.guidance.mix import Cfg
 from sds3d.guidance.sds import Sds
 from sds3d.priors.analytic import AnalyticPrior
@@ -17,6 +17,7 @@ from sds3d.renderers.splats import Splats
 from sds3d.representations.gaussians import GaussianOptimise
 from sds3d.representations.start import Blob, Continue
 from sds3d.schedules import Range
+from sds3d.terms import Guide
 
 SIZE = 16
 

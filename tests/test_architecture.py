@@ -32,14 +32,15 @@ MAY = {
     "representations": EVERYONE,
     "renderers": {*EVERYONE, "representations"},
     "export": {*EVERYONE, "files", "renderers", "representations"},
-    "plugins": {"core", "engine"},
+    "plugins": {"core", "engine", "terms"},
     "schema": {"plugins", "schedules"},
     "recipes": {"plugins", "schema", "engine"},
-    "engine": {*EVERYONE, "prompts", "losses"},
+    "terms": {"core", "prompts", "schedules"},
+    "engine": {*EVERYONE, "prompts", "losses", "terms"},
     "record": {"engine", "files"},
     "microscope": {"core", "diffusion", "priors"},
     "sheet": {"core", "microscope"},
-    "watchers": {"core", "cameras", "engine", "files", "record"},
+    "watchers": {"core", "cameras", "engine", "files", "record", "terms"},
 }
 # A package that is heavy or optional, and where it may be imported.
 OWNERS = {

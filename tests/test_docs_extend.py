@@ -11,7 +11,7 @@ import pytest
 
 from sds3d import plugins
 from sds3d.core import Guidance
-from sds3d.engine import Guide
+from sds3d.terms import Guide
 from sds3d.testing import GuidanceLaws, analytic_prior
 
 TEXT = (Path(__file__).parent.parent / "docs" / "extend.md").read_text()

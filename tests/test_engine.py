@@ -7,7 +7,7 @@ from small_run import SIZE, prior, priors, recipe, stage, two_stages
 from sds3d.cameras import Orbit
 from sds3d.core import Background, Guidance, Guided, RenderOutput, Step
 from sds3d.diffusion import diffuse
-from sds3d.engine import LOOKS, Guide, Recipe, Saved, Stage, fit, require_finite, run, tensors
+from sds3d.engine import Recipe, Saved, Stage, fit, require_finite, run, tensors
 from sds3d.guidance.dds import Dds
 from sds3d.guidance.mix import Cfg
 from sds3d.guidance.sds import Sds
@@ -15,6 +15,7 @@ from sds3d.losses import Losses
 from sds3d.prompts import LOOK_WORDS, Prompts
 from sds3d.renderers.background import Named
 from sds3d.schedules import Ramp, Range
+from sds3d.terms import LOOKS, Guide
 
 RED = Prompts("red")
 

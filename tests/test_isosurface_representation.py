@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from sds3d.cameras import orbit
 from sds3d.core import Background, RenderOutput, Step
-from sds3d.engine import LOOKS
+from sds3d.engine import Saved, run, tensors
 from sds3d.export import can_hold, export
 from sds3d.losses import LOSSES
 from sds3d.meshing import Level, Meshed, Textured, Unwrapped
@@ -35,6 +35,7 @@ from sds3d.representations.texture import TexturedMesh
 
 CAMERAS, BLACK = orbit([0.0, 90.0, 180.0, 270.0], 20.0, 32), Background(torch.zeros(4, 3))
 
+from sds3d.terms import LOOKS
 
 def ball(n: int = 16, radius: float = 0.6) -> Isosurface:
     """In float64, with a colour of its own at each point of the grid."""

@@ -16,7 +16,7 @@ from test_engine import RED, Keep, same
 from sds3d.cameras import orbit
 from sds3d.core import Condition, Learner, Noised, Query, Step
 from sds3d.diffusion import diffuse
-from sds3d.engine import Guide, Saved, run
+from sds3d.engine import Saved, run
 from sds3d.guidance.critic import Critic
 from sds3d.guidance.f_distill import FDistill
 from sds3d.guidance.fake import Fake
@@ -24,6 +24,7 @@ from sds3d.guidance.mix import Cfg
 from sds3d.guidance.vsd import Vsd
 from sds3d.priors.lora import PROJECTIONS, attention_layers
 from sds3d.priors.network import NetworkPrior, open_folder
+from sds3d.terms import Guide
 from sds3d.testing import analytic_prior, views
 
 PICTURE = Step(0).uniform("picture", 8 * 16 * 16 * 3).reshape(8, 16, 16, 3)

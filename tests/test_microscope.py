@@ -17,7 +17,7 @@ from test_guidance import image, linear_prior
 from sds3d.cli import cli
 from sds3d.core import Guidance, Guided, Prior, Step
 from sds3d.diffusion import diffuse
-from sds3d.engine import Guide, Saved, run
+from sds3d.engine import Saved, run
 from sds3d.guidance.dds import Dds
 from sds3d.guidance.iesd import Iesd
 from sds3d.guidance.mix import Cfg, Rescale
@@ -29,6 +29,7 @@ from sds3d.replay import find, magnified, nearest
 from sds3d.schedules import Range
 from sds3d.schema import to_data
 from sds3d.sheet import aim, columns, picture
+from sds3d.terms import Guide
 from sds3d.testing import GuidanceLaws, analytic_prior, conditions, views
 
 F64 = torch.float64

@@ -99,7 +99,7 @@ def test_every_kind_can_be_imported_and_is_found_again() -> None:
 
 
 def test_no_guidance_has_a_field_that_a_term_keeps() -> None:
-    from sds3d.engine import Guide
+    from sds3d.terms import Guide
 
     kept = {field.name for field in dataclasses.fields(Guide)} - {"guidance"}
     for kind in plugins.kinds("guidance"):

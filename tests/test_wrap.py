@@ -13,7 +13,6 @@ from test_guidance import answers, image, linear_prior, noised
 
 from sds3d.cameras import orbit
 from sds3d.core import Background, Condition, Guidance, Guided, Learner, Query, Step
-from sds3d.engine import Guide, Term
 from sds3d.guidance.csd import Csd
 from sds3d.guidance.mix import Alone, Cfg, PerpNeg, Repel, Rescale, perpendicular, row_dot
 from sds3d.guidance.sds import Sds
@@ -23,6 +22,7 @@ from sds3d.prompts import Prompts
 from sds3d.recipes import parse
 from sds3d.schedules import Ramp, Range
 from sds3d.schema import RecipeError, convert, to_data
+from sds3d.terms import Guide, Term
 from sds3d.testing import ASKED, GuidanceLaws, analytic_prior, conditions, views
 
 F64 = torch.float64

@@ -28,11 +28,12 @@ from typing import Any
 from .. import plugins, recipes
 from ..core import Guidance, Prior
 from ..cost import steps_within
-from ..engine import Guide, Recipe, Stage
+from ..engine import Recipe, Stage
 from ..guidance.mix import Cfg
 from ..guidance.sds import Sds
 from ..prompts import Prompts
 from ..schedules import Range
+from ..terms import Guide
 from .bench import default_stage, fixed_prompts, sds_of
 from .claims import Claim
 from .grammar import caption
