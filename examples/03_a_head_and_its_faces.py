@@ -20,7 +20,11 @@ from sds3d.representations.mesh import Mesh
 
 PAINT = {"skin": (0.93, 0.75, 0.63), "lips": (0.76, 0.36, 0.33), "mouth": (0.30, 0.08, 0.08)}
 for side in ("left", "right"):
-    PAINT |= {f"{side} eye": (0.97,) * 3, f"{side} iris": (0.20, 0.42, 0.62), f"{side} pupil": (0.03,) * 3}
+    PAINT |= {
+        f"{side} eye": (0.97, 0.97, 0.97),
+        f"{side} iris": (0.20, 0.42, 0.62),
+        f"{side} pupil": (0.03, 0.03, 0.03),
+    }
 FACES = [  # azimuth in degrees, and the weights of blendshapes
     (0, {}),
     (-20, {"mouthSmileLeft": 1, "mouthSmileRight": 1, "cheekSquintLeft": 0.8, "cheekSquintRight": 0.8}),

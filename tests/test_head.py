@@ -130,7 +130,6 @@ def test_landmarks_lie_on_the_surface_near_the_measured() -> None:
 
 def test_contours_are_on_the_side_and_in_the_order_that_mediapipe_names() -> None:
     it = template()
-    assert it.contours is not None
     at = dict(zip(it.contours.ids, it.contours.at(it.vertices, it.faces), strict=True))
     assert len(at) == 36 + 20 + 40 + 32 + 2
     for right, left in ((33, 263), (61, 291), (234, 454), (468, 473), (105, 334)):

@@ -65,7 +65,6 @@ def test_a_head_of_any_size_and_pose_comes_into_the_world(brought: tuple[Path, P
 def test_contours_are_carried_along(brought: tuple[Path, Path, Template]) -> None:
     mesh, landmarks, it = brought
     again = load(mesh, landmarks)
-    assert again.contours is not None and it.contours is not None
     assert again.contours.ids == it.contours.ids
     scale, turn, shift = similarity(it.vertices.double(), again.vertices.double())
     wanted = scale * it.contours.at(it.vertices, it.faces).double() @ turn.T + shift

@@ -42,7 +42,6 @@ def template() -> Template:
 @functools.cache
 def of_face() -> tuple[tuple[int, ...], Tensor, Tensor]:
     it = template()
-    assert it.contours is not None
     return it.contours.ids, *it.at(it.contours, it.vertices)
 
 

@@ -89,9 +89,8 @@ def _near_pair(q: Tensor, centre: tuple[float, float, float], reach: float) -> T
 class Template:
     """A mesh that a head is made of, at rest: vertices in the world, counter-clockwise triangles, places in the square.
 
-    shapes: name -> displacement of every vertex at weight 1. landmarks: the 68 points in iBUG's order. contours: of
-    MediaPipe's points those that are known, or none. regions: name -> its vertices, for masks. licence: words that go
-    with what is made of it.
+    shapes: name -> displacement of every vertex at weight 1. landmarks: the 68 points in iBUG's order. contours: 130
+    of MediaPipe's 478 points. regions: name -> its vertices, for masks. licence: words that go with what is made of it.
     """
 
     vertices: Float[Tensor, "V 3"]
@@ -100,7 +99,7 @@ class Template:
     uv_faces: Int[Tensor, "F 3"] | None
     shapes: Mapping[str, Float[Tensor, "V 3"]]
     landmarks: Points
-    contours: Points | None
+    contours: Points
     regions: Mapping[str, Int[Tensor, "n"]]
     licence: str
 

@@ -148,7 +148,6 @@ def similarity(
 def _carried(vertices: Tensor, faces: Tensor, landmarks: Tensor) -> Points:
     """Our own template's contours on another surface, which has these landmarks."""
     ours = head()
-    assert ours.contours is not None
     known = ours.landmarks.at(ours.vertices.double(), ours.faces)
     wanted = ours.contours.at(ours.vertices.double(), ours.faces)
     ones = torch.ones(len(known), 1, dtype=known.dtype)
