@@ -8,31 +8,32 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import avg_pool2d, interpolate, normalize
 
 from .cameras import orbit
 from .core import Background, Cameras, Renderer, RenderOutput, Representation, Step
 from .engine import Start
 from .renderers.raster import Raster
-from .representations.adam import adam_
 from .representations.field import points
-from .representations.fusion import fuse, paint, without_specks
+from .representations.fusion import FULL, fuse, paint, without_specks
 from .representations.isosurface import Isosurface, Shell, redistanced, surface_nets
 from .representations.mesh import Mesh, Triangles, icosphere, logits_of
 from .representations.simplify import simplified
 from .representations.texture import unwrap
-from .schedules import Ramp, value
+from .schedules import Ramp
 
-RINGS = ((-10.0, 8), (15.0, 8), (45.0, 8), (80.0, 2))  # elevation in degrees, views; no stage looks from further below
-VIEWS = 4  # of a step of the fit
+# Elevation in degrees and views; no stage looks from further below. Between rings that lie further apart, outlines are
+# those of no view.
+RINGS = ((-10.0, 12), (10.0, 12), (30.0, 12), (50.0, 12), (80.0, 4))
+VIEWS, STRIDE = 4, 15  # of a step of the fit, each a ring higher than the last and a quarter turn further
 STEP_LENGTH = Ramp(4e-3, 4e-4, curve="exponential")
-COLOUR_RATE, MOMENTUM = 5e-2, 0.8
+CUT = 4  # places a side of a pixel, of `hard`
 Surface = TypeVar("Surface", bound=Triangles)
 
 
@@ -51,32 +52,35 @@ def all_around(size: int, like: Tensor) -> Cameras:
     return orbit(azimuth, elevation, size).to(like)
 
 
+def hard(out: RenderOutput) -> RenderOutput:
+    """Colour and alpha of a picture over black as a surface would show them: cut where alpha is a half.
+
+    Fuzzy edges are no surface's, and one that is fitted to them becomes ragged, for the sake of a blurred outline.
+    Alpha and premultiplied colour are read linearly at `CUT` x `CUT` places a pixel, each full or empty, whose mean the
+    pixel takes. Not differentiable.
+    """
+    columns = torch.cat([out.alpha, out.rgb], dim=-1).detach().permute(0, 3, 1, 2)  # [B, 4, H, W]
+    alpha, rgb = interpolate(columns, scale_factor=CUT, mode="bilinear").split([1, 3], dim=1)
+    full = alpha > FULL
+    rgb = torch.where(full, rgb / torch.where(full, alpha, 1.0), 0.0).clamp(0, 1)
+    alpha, rgb = (avg_pool2d(picture, CUT).permute(0, 2, 3, 1) for picture in (full.to(rgb), rgb))
+    return replace(out, rgb=rgb, alpha=alpha)
+
+
 def fit_to(mesh: Surface, target: RenderOutput, cameras: Cameras, steps: int) -> Surface:
     """A copy of a mesh with its vertices and its colours or textures moved toward pictures over black.
 
-    The error is the squared difference of colour and of alpha, on `VIEWS` views a step in a fixed order. All vertices
-    share one step length, of `STEP_LENGTH` in world units for the one that moves most.
+    The error is the squared difference of colour and of alpha, on `VIEWS` views a step in a fixed order.
     """
     mesh = copy.deepcopy(mesh)
-    colours = [getattr(mesh, name) for name in mesh.LEARNT if name != "offsets"]
-    moments = [(torch.zeros_like(colour), colour.new_zeros(1)) for colour in colours]
-    momentum = torch.zeros_like(mesh.base)
-    apart = torch.arange(VIEWS) * len(cameras) // VIEWS
+    mesh.prepare(mesh.OPTIMISE(offsets=STEP_LENGTH), Step(0))
     for index in range(steps):
-        rows = (apart + index) % len(cameras)
+        rows = (VIEWS * index + torch.arange(VIEWS)) * STRIDE % len(cameras)
         some = Cameras(cameras.c2w[rows], cameras.K[rows], cameras.height, cameras.width)
         out = Raster()(mesh, some, Background(target.rgb.new_zeros(VIEWS, 3)))
         error = (out.rgb - target.rgb[rows]).square().mean() + (out.alpha - target.alpha[rows]).square().mean()
-        mesh.zero_grad()
         error.backward()
-        for colour, (first, second) in zip(colours, moments, strict=True):
-            adam_(colour, first, second, index + 1, COLOUR_RATE)
-        assert mesh.offsets.grad is not None  # The mesh was drawn.
-        momentum = MOMENTUM * momentum + (1 - MOMENTUM) * mesh.diffused(mesh.offsets.grad)
-        longest = momentum.norm(dim=-1).max().clamp_min(torch.finfo(momentum.dtype).tiny)
-        with torch.no_grad():
-            mesh.base -= value(STEP_LENGTH, index / max(steps - 1, 1)) * momentum / longest
-    mesh.zero_grad()
+        mesh.update(out, Step(0, "fit", index=index, progress=index / max(steps - 1, 1)))
     return mesh
 
 
@@ -161,7 +165,7 @@ class Meshed(Fused):
     def __call__(self, previous: Representation | None, step: Step) -> Representation:
         """Raises ValueError where there is no stage before, or where it left nothing that can be seen."""
         out, cameras = self.pictures(previous)
-        return fit_to(self.surface(previous, out, cameras), out, cameras, self.fit)
+        return fit_to(self.surface(previous, out, cameras), hard(out), cameras, self.fit)
 
     def surface(self, previous: Representation | None, out: RenderOutput, cameras: Cameras) -> Mesh:
         """The surface of the distances, thinned and painted."""
@@ -187,8 +191,9 @@ class Textured(Meshed):
 
     def __call__(self, previous: Representation | None, step: Step) -> Representation:
         out, cameras = self.pictures(previous)
-        mesh = fit_to(self.surface(previous, out, cameras), out, cameras, self.fit)
-        return fit_to(unwrap(mesh, self.texels), out, cameras, self.fit)
+        surface, target = self.surface(previous, out, cameras), hard(out)
+        mesh = fit_to(surface, target, cameras, self.fit)
+        return fit_to(unwrap(mesh, self.texels), target, cameras, self.fit)
 
     def blank(self, previous: Representation | None) -> Representation:
         """A textured mesh of twenty triangles."""

@@ -34,7 +34,8 @@ def small_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Every prior is the analytic one, films are short, and the working folder is empty."""
     monkeypatch.setattr("sds3d.priors.catalogue.open_prior", lambda name, device: prior(4, ("cube", "cone")))
     monkeypatch.setattr(turntable_video, "FRAMES", 4)
-    monkeypatch.setattr("sds3d.exporting.Meshed", partial(Meshed, resolution=24, size=32, triangles=400, fit=4))
+    monkeypatch.setattr("sds3d.exporting.Meshed", partial(Meshed, resolution=32, triangles=1500))
+    monkeypatch.setattr("sds3d.exporting.MESHED_FIT", 80)
     monkeypatch.chdir(tmp_path)
 
 
@@ -94,11 +95,24 @@ def test_gaussians_become_a_mesh_where_a_format_of_meshes_is_asked(folder: Path)
     assert done.stdout == "here/asset.spz\nhere/asset.glb\nhere/asset.stl\n"
     told = [line for line in done.stderr.splitlines() if "mesh" in line]
     assert len(told) == 2, "a mesh is made once"
-    assert re.search(r"The mesh is at \d\d\.\d dB of the asset in the run's own views \(at least 18 dB\)\.", told[1])
+    assert re.search(
+        r"at \d\d\.\d dB of the asset in the run's own views \(at least 22 dB\) with their fuzzy edges cut", told[1]
+    )
     mesh = read(folder / "asset.glb")
     assert isinstance(mesh, Mesh)
     assert 0.6 < mesh.vertices.norm(dim=-1).mean() < 0.8
     assert (mesh.rgb.mean(dim=0).argmax() == 0).all()
+
+
+def test_a_run_that_ends_in_a_mesh_says_how_near_it_is(small_world: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sds3d.exporting.MESHED_DB", 0.0)
+    monkeypatch.setattr("sds3d.exporting.FUZZY_DB", 0.0)
+    solid = ("--set", "stages.shape.optimise.opacities=2", "--set", "stages.shape.start.radius=0.2")
+    settings = ("--steps", "8", "--out", "there", *SMALL, *solid, "--set", "exports=[glb]")
+    done = sds3d("generate", "a cube", *settings)
+    assert done.exit_code == 0, done.output
+    assert "The mesh is at " in done.stderr and "asset.glb: read back" in done.stderr
+    assert done.stdout == "there/asset.glb\n"
 
 
 def test_what_is_nowhere_solid_becomes_no_mesh(folder: Path) -> None:

@@ -142,16 +142,20 @@ def test_colours_step_by_adam():
 
 
 def test_vertices_step_together():
-    """The step is along the spread gradient, and as long as the rate where that is longest."""
+    """Along the running mean of the spread gradients, and the one that moves most by the rate: whatever their size."""
     rep = icosphere(3)
     rep.prepare(MeshOptimise(offsets=1e-2), Step(0))
-    gradient = torch.zeros_like(rep.base)
-    gradient[7, 2] = 3.0
-    spread = rep.diffused(gradient)
-    rep.offsets.grad = gradient.clone()
-    rep.update(Raster()(rep, CAMERAS, WHITE), at(0))
-    torch.testing.assert_close(rep.offsets.detach(), -1e-2 * spread / spread.abs().max())
-    moved = -rep.offsets.detach()[:, 2]
+    first, second = torch.zeros_like(rep.base), torch.zeros_like(rep.base)
+    first[7, 2], second[30] = 3.0, torch.tensor([1.0, -2.0, 0.5])
+    spread = rep.diffused(first)
+    mean = 0.8 * 0.2 * spread + 0.2 * rep.diffused(second)
+    steps = [-1e-2 * way / way.norm(dim=1).max() for way in (spread, mean)]
+    for index, gradient in enumerate((first, second)):
+        rep.offsets.grad = gradient.clone()
+        rep.update(Raster()(rep, CAMERAS, WHITE), at(index))
+        torch.testing.assert_close(rep.offsets.detach(), sum(steps[: index + 1]))
+    assert rep.offsets.grad is None
+    moved = -steps[0][:, 2]
     assert moved.argmax() == 7 and (moved > 1e-3).sum() > 6 and (moved >= 0).all()
 
 

@@ -25,12 +25,13 @@ OFFSETS = Ramp(5e-3, 5e-4, curve="exponential")  # these rates suit about 300 st
 COLOURS = Ramp(5e-2, 2e-2)
 INSIDE = 1e-3  # how near to 0 and 1 a colour comes, whose logit is kept
 REACH, SWEEPS = 20.0, 16  # of `Triangles.diffused`
+MOMENTUM = 0.8  # share that the running mean of the vertices' gradients keeps at a step
 MAX_SUBDIVISIONS = 6  # 81920 triangles
 
 
 @dataclass(frozen=True)
 class MeshOptimise:
-    """Rates of Adam, numbers or schedules over progress: offsets in world units, colours in logits."""
+    """Rates, numbers or schedules over progress: offsets in world units, colours, which Adam moves, in logits."""
 
     offsets: Number = OFFSETS
     colours: Number = COLOURS
@@ -99,14 +100,14 @@ class Rates(Protocol):
 class Triangles(Representation):
     """V vertices and F triangles, counter-clockwise as seen from outside, which look like a `Material`.
 
-    A kind of mesh names its tensors: `FIXED` stay as they are, `LEARNT` are parameters that Adam moves, those in
-    `SHARED` with one second moment for the whole tensor (see `adam_`), and `OPTIMISE` is the class of the rates. Given
-    tensors are copied.
+    A kind of mesh names its tensors: `FIXED` stay as they are, `LEARNT` are parameters that are moved, those in
+    `SHARED` with one second moment of Adam for the whole tensor (see `adam_`), and `OPTIMISE` is the class of the
+    rates. Given tensors are copied.
     """
 
     FIXED: ClassVar[tuple[str, ...]]
     LEARNT: ClassVar[tuple[str, ...]]
-    SHARED: ClassVar[tuple[str, ...]] = ("offsets",)
+    SHARED: ClassVar[tuple[str, ...]] = ()
     OPTIMISE: ClassVar[type]
     base: Float[Tensor, "V 3"]
     faces: Int[Tensor, "F 3"]
@@ -208,23 +209,35 @@ class Triangles(Representation):
             f"{moment}.{name}": self.base.new_zeros([1] if shared else getattr(self, name).shape)
             for name in self.LEARNT
             for moment, shared in (("first", False), ("second", name in self.SHARED))
+            if (moment, name) != ("second", "offsets")
         }
 
     def update(self, out: RenderOutput, step: Step) -> Mapping[str, float]:
-        """One Adam step on the gradients at hand, which are then dropped. ValueError where `prepare` was not called.
+        """One step on the gradients at hand, which are then dropped. ValueError where `prepare` was not called.
 
-        The gradient of the offsets is spread over the surface first, and the rate is the step of the vertex that moves
-        most; see `diffused`.
+        Adam moves how the surface looks. Its vertices step along the running mean of their gradient, which is spread
+        over the surface first (see `diffused`), and the one that moves most steps by the rate: Adam's long memory of
+        the first, large gradients would make the last steps too short.
         """
         if self._optimise is None:
             raise ValueError("This mesh has no optimiser yet: call prepare() first.")
         self._steps += 1
-        if self.offsets.grad is not None:
-            self.offsets.grad = self.diffused(self.offsets.grad)
         for name, rate in self._optimise.rates(step.progress).items():
-            first, second = self._moments[f"first.{name}"], self._moments[f"second.{name}"]
-            adam_(getattr(self, name), first, second, self._steps, rate)
+            first = self._moments[f"first.{name}"]
+            if name == "offsets":
+                self._slide(first, rate)
+            else:
+                adam_(getattr(self, name), first, self._moments[f"second.{name}"], self._steps, rate)
         return {"triangles": len(self)}
+
+    @torch.no_grad()
+    def _slide(self, mean: Float[Tensor, "V 3"], length: float) -> None:
+        """Move the vertices along the running mean of their spread gradients, the fastest by `length`."""
+        if self.offsets.grad is not None:
+            mean.lerp_(self.diffused(self.offsets.grad), 1 - MOMENTUM)
+            longest = mean.norm(dim=-1).max().clamp_min(torch.finfo(mean.dtype).tiny)
+            self.offsets -= length * mean / longest
+        self.offsets.grad = None
 
     def state(self) -> dict[str, Tensor]:
         """All tensors of the mesh; after `prepare` also moments ("first.*", "second.*") and "steps"."""
