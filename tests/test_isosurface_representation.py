@@ -7,16 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_run import SIZE, prior
 from test_isosurface import assert_closed, grid, random, volume
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sds3d import recipes
 from sds3d.cameras import orbit
 from sds3d.core import Background, RenderOutput, Step
 from sds3d.engine import Saved, run, tensors
 from sds3d.export import can_hold, export
 from sds3d.losses import LOSSES
 from sds3d.meshing import Level, Meshed, Textured, Unwrapped
+from sds3d.prompts import Prompts
 from sds3d.renderers.raster import Raster
 from sds3d.renderers.volume import Volume
 from sds3d.representations.field import Field, points
@@ -32,10 +35,10 @@ from sds3d.representations.mesh import Mesh, MeshOptimise, icosphere
 from sds3d.representations.simplify import neighbours
 from sds3d.representations.start import Continue
 from sds3d.representations.texture import TexturedMesh
+from sds3d.terms import LOOKS
 
 CAMERAS, BLACK = orbit([0.0, 90.0, 180.0, 270.0], 20.0, 32), Background(torch.zeros(4, 3))
 
-from sds3d.terms import LOOKS
 
 def ball(n: int = 16, radius: float = 0.6) -> Isosurface:
     """In float64, with a colour of its own at each point of the grid."""
@@ -288,3 +291,34 @@ def test_it_is_written_as_any_mesh(tmp_path: Path):
         assert can_hold(name, rep)
         made = export(name, rep, tmp_path, Raster())
         assert made.path.is_file() and made.psnr_db is not None
+
+
+@pytest.mark.parametrize("stop_at", [3, 7])
+def test_the_stages_of_geometry_texture_resume_to_the_same_bits(stop_at: int):
+    """Its own numbers with an analytic prior, small: stopped in the geometry or in the colours, and gone on with."""
+    pytest.importorskip("fast_simplification")
+    pytest.importorskip("xatlas")
+    data = recipes.read("geometry-texture")
+    for name in data["stages"]:
+        small = ["steps=5", "prior=discs", f"cameras.size={SIZE}"]
+        small += ["start.resolution=12"] if name == "geometry" else ["start.texels=64"]
+        for assignment in small:
+            recipes.override(data, f"stages.{name}.{assignment}")
+    recipe, prompts = recipes.build(data), Prompts("red", name_background=False)
+    named = prior(group=4, names=("red", "red, normals"))
+    whole = run(recipe, prompts, {"discs": named})
+    count, kept = 0, {}
+
+    def watch(step, rep, terms, out, numbers):
+        nonlocal count
+        count += 1
+        if count == stop_at:
+            kept["saved"] = Saved(step.stage, step.index + 1, tensors(rep, terms))
+
+    stopped = run(recipe, prompts, {"discs": named}, watchers=[watch], stop=lambda: count >= stop_at)
+    assert not stopped.done and isinstance(stopped.rep, Isosurface if stop_at == 3 else TexturedMesh)
+    resumed = run(recipe, prompts, {"discs": named}, saved=kept["saved"])
+    assert resumed.done and isinstance(resumed.rep, TexturedMesh)
+    neighbours(resumed.rep.vertices.detach(), resumed.rep.faces)  # raises where the surface is open
+    for name, tensor in whole.rep.state().items():
+        assert torch.equal(tensor, resumed.rep.state()[name]), name

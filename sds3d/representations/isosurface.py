@@ -119,7 +119,11 @@ SWEEPS = 3  # of `redistanced` after each step, which moves the surface by a cel
 
 @dataclass(frozen=True)
 class IsosurfaceOptimise:
-    """Rates of Adam, numbers or schedules over progress: distances in world units, colours in logits."""
+    """Rates of Adam, numbers or schedules over progress: distances in world units, colours in logits.
+
+    Few points have large gradients and set the measure for all, so a large rate suits the distances; none moves
+    further than a step of the grid.
+    """
 
     distances: Number = Ramp(1.0, 0.1, curve="exponential")
     colours: Number = COLOURS
