@@ -82,7 +82,7 @@ def ball(folder: Path) -> None:
     draws = torch.nn.functional.normalize(torch.randn(count, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
     quats = torch.tensor([[1.0, 0, 0, 0]]).repeat(count, 1)
     colours = torch.tensor([[3.0, -3, -3]]).repeat(count, 1)
-    rep = Gaussians(0.7 * draws, torch.full((count, 3), -3.5), quats, torch.full((count,), 5.0), colours)
+    rep = Gaussians(0.57 * draws, torch.full((count, 3), -2.8), quats, torch.full((count,), 5.0), colours)
     run_folder = RunFolder.resume(folder)
     run_folder.save("shape", 8, tensors(rep, ()))
     run_folder.close()
