@@ -13,7 +13,10 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "numpy", "safetensors", "diffusers", "transformers", "gsplat", "av", "imageio", "pillow")
+PACKAGES = (
+    *("torch", "numpy", "safetensors", "diffusers", "transformers"),
+    *("gsplat", "pytorch3d", "av", "imageio", "pillow"),
+)
 # What decides the last bits of a run; where one of these has changed, a resumed run ends in other bytes.
 DECIDING = ("device", "kernel", "threads", "capability", "torch")
 EXTRAS = {
@@ -87,15 +90,17 @@ def report() -> list[tuple[str, str]]:
     """What `sds3d doctor` prints: a name and a sentence for each thing that matters."""
     from . import __version__
     from .priors.catalogue import CATALOGUE
+    from .renderers import kernels, raster, splats
 
     device = choose_device("auto")
-    known = facts(device)
+    known, like = facts(device), torch.empty(0, device=device)
+    drawing = {"splats": splats.backend(like), "volume": kernels.backend_for(like), "raster": raster.backend(like)}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     lines = [
         ("sds3d", f"{__version__}, Python {known['python']}, torch {known['torch']}"),
         ("processor", f"{known['cores']} cores, {known['threads']} threads used, {known['capability']}"),
         ("GPU", ", ".join(gpus) or "none that PyTorch can use; runs draw on the processor"),
-        ("splats", f"{known['kernel']}: {known['kernel_why']}"),
+        *((name, f"{chosen.name}: {chosen.why}") for name, chosen in drawing.items()),
     ]
     for name, entry in CATALOGUE.items():
         lines.append((f"prior {name}", f"{entry.about} ({entry.licence}): {_presence(name)}"))

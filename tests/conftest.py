@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import tiny
+import torch
 from jaxtyping import config, install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,6 +20,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if said:
         terminalreporter.section("programs of others")
         terminalreporter.write_line("\n".join(said))
+
+
+@pytest.fixture(
+    params=[
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here"),
+            ],
+        ),
+    ]
+)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device that draws; the tests on a GPU are marked `gpu`."""
+    return torch.device(request.param)
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ OWNERS = {
     "transformers": {"priors", "playroom"},
     "huggingface_hub": {"priors"},
     "gsplat": {"renderers"},
+    "pytorch3d": {"renderers"},
     "av": {"export"},
     "fast_simplification": {"representations"},
     "xatlas": {"representations"},

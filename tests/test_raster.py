@@ -3,7 +3,9 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Callable
+import sys
+import types
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch.nn.functional import normalize
 
 from sds3d.cameras import look_at, orbit
 from sds3d.core import Background, Cameras
-from sds3d.renderers import kernels, raster, reference, zbuffer_torch
+from sds3d.renderers import kernels, raster, reference, zbuffer_pytorch3d, zbuffer_torch
 from sds3d.renderers.kernels import zbuffer as zbuffer_c
 from sds3d.renderers.raster import Raster, zbuffer
 from sds3d.renderers.shading import Lambert
@@ -59,31 +61,28 @@ def drawn(draw: Callable, mesh: Mesh, cams: Cameras) -> dict[str, Tensor]:
         [(getattr(out, m).cpu() * torch.randn(getattr(out, m).shape, generator=generator)).sum() for m in MAPS]
     ).sum().backward()
     found = {name: getattr(out, name).detach() for name in MAPS}
-    return found | {f"d {name}": p.grad for name, p in mesh.named_parameters()}
+    found |= {f"d {name}": p.grad for name, p in mesh.named_parameters()}
+    return {name: tensor.cpu() for name, tensor in found.items()}
 
 
 def error(found: Tensor, true: Tensor) -> float:
     return float((found.double() - true).norm() / true.norm())
 
 
+def assert_parity(found: dict[str, Tensor], true: dict[str, Tensor]) -> None:
+    """The bounds that every backend is held to, in float32."""
+    for name in true:
+        assert error(found[name], true[name]) < (1e-3 if name.startswith("d ") else 1e-5), name
+
+
 @pytest.mark.parametrize("make", [lambda: bumpy(1), two], ids=["one", "two"])
-def test_it_equals_its_twin(make):
+def test_it_equals_its_twin(make, device):
     mesh, cams = make(), ring(16, 3)
     true = drawn(reference.raster, copy.deepcopy(mesh), cams)
-    exact, single = drawn(Raster(), mesh, cams), drawn(Raster(), copy.deepcopy(mesh).float(), cams)
+    exact = drawn(Raster(), copy.deepcopy(mesh).to(device), cams)
     for name in true:
         assert error(exact[name], true[name]) < 1e-9, name
-        assert error(single[name], true[name]) < (1e-3 if name.startswith("d ") else 1e-5), name
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-def test_cuda_equals_twin():
-    mesh, cams = two(), ring(16, 3)
-    true = drawn(reference.raster, copy.deepcopy(mesh), cams)
-    found = drawn(Raster(), mesh.float().cuda(), cams)
-    for name in true:
-        assert error(found[name].cpu(), true[name]) < (1e-3 if name.startswith("d ") else 1e-5), name
+    assert_parity(drawn(Raster(), mesh.float().to(device), cams), true)
 
 
 def test_inner_gradients_are_finite_differences():
@@ -298,3 +297,106 @@ def test_without_the_kernel_the_picture_is_the_same(monkeypatch):
     monkeypatch.setenv("SDS3D_KERNEL", "torch")
     second = drawn(Raster(), copy.deepcopy(mesh), cams)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class Meshes:
+    """What the stand-in below takes of `pytorch3d.structures.Meshes`: padded vertices and triangles."""
+
+    def __init__(self, verts: Tensor, faces: Tensor):
+        self.verts, self.faces = verts, faces
+
+
+def rasterize_meshes(
+    meshes,
+    image_size=256,
+    blur_radius=0.0,
+    faces_per_pixel=8,
+    bin_size=None,
+    max_faces_per_bin=None,
+    perspective_correct=False,
+    clip_barycentric_coords=False,
+    cull_backfaces=False,
+    z_clip_value=None,
+    cull_to_frustum=False,
+):
+    """pytorch3d's documented conventions, drawn by our z-buffer: +x left, +y up, triangles numbered through the batch.
+
+    Like the real one it needs finite corners, and leaves centres on an edge out unless there is some blur.
+    """
+    assert faces_per_pixel == 1 and not cull_backfaces and not cull_to_frustum  # the cull is wrong for wide pictures
+    assert meshes.verts.isfinite().all() and meshes.faces.shape[:1] == meshes.verts.shape[:1]
+    assert max_faces_per_bin >= meshes.faces.shape[1] and perspective_correct and z_clip_value == zbuffer_torch.NEAR
+    (H, W), count = image_size, meshes.faces.shape[1]
+    short = min(H, W) / 2
+    K = torch.tensor([[[short, 0.0, W / 2], [0.0, short, H / 2], [0.0, 0.0, 1.0]]], dtype=torch.float64)
+    eye = Cameras(torch.eye(4, dtype=torch.float64)[None], K, H, W)
+    views = []
+    for number, (verts, faces) in enumerate(zip(meshes.verts.double(), meshes.faces, strict=True)):
+        local = torch.cat([verts[:, :2] * verts[:, 2:], verts[:, 2:]], dim=-1)[None]
+        ids = zbuffer_torch.zbuffer(local, faces, eye)
+        if blur_radius == 0:
+            surface = raster.intersect(local, faces, ids, K)
+            ids = ids.flatten().index_fill(0, surface.at[(surface.weights < 1e-9).any(dim=1)], -1).view(1, H, W)
+        views.append(torch.where(ids >= 0, ids + number * count, -1))
+    ids = torch.cat(views).flip(1, 2)[..., None]  # from rising to falling coordinates
+    return ids, None, None, None
+
+
+@pytest.fixture
+def pytorch3d(monkeypatch) -> Iterator[None]:
+    """The stand-in in the place of pytorch3d, chosen on the CPU too."""
+    modules = {
+        "pytorch3d": {},
+        "pytorch3d.structures": {"Meshes": Meshes},
+        "pytorch3d.renderer": {},
+        "pytorch3d.renderer.mesh": {},
+        "pytorch3d.renderer.mesh.rasterize_meshes": {"rasterize_meshes": rasterize_meshes},
+    }
+    for name, content in modules.items():
+        module = types.ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(raster, "backend", lambda like: zbuffer_pytorch3d.backend(like.device))
+    zbuffer_pytorch3d.backend.cache_clear()
+    yield
+    zbuffer_pytorch3d.backend.cache_clear()
+
+
+def test_pytorch3d_is_given_and_gives_the_right_pixels(pytorch3d):
+    assert raster.backend(torch.zeros(1)).name == "pytorch3d"
+    mesh, cams = two(), ring(16, 3)
+    true = drawn(reference.raster, copy.deepcopy(mesh), cams)
+    assert_parity(drawn(Raster(), mesh.float(), cams), true)
+    test_a_camera_inside_sees_the_surface_all_around()
+    test_two_triangles_leave_no_crack_where_they_share_an_edge()
+    for bad in (math.nan, math.inf, -math.inf):
+        test_what_is_not_finite_is_not_drawn(bad)
+
+
+def test_pytorch3d_that_draws_otherwise_or_not_at_all_is_not_chosen(pytorch3d, monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(zbuffer_pytorch3d, "BLUR", 0.0)  # cracks along the trial's diagonal
+    assert "otherwise" in zbuffer_pytorch3d.backend(cpu).why
+
+    def broken(*inputs, **options):
+        raise RuntimeError("Not compiled with GPU support.")
+
+    monkeypatch.setattr(sys.modules["pytorch3d.renderer.mesh.rasterize_meshes"], "rasterize_meshes", broken)
+    zbuffer_pytorch3d.backend.cache_clear()
+    assert "Not compiled with GPU support" in zbuffer_pytorch3d.backend(cpu).why
+    monkeypatch.delattr(sys.modules["pytorch3d.structures"], "Meshes")  # as in a package that only has the name
+    zbuffer_pytorch3d.backend.cache_clear()
+    chosen = zbuffer_pytorch3d.backend(cpu)
+    assert chosen.name == "torch" and "cannot import name 'Meshes'" in chosen.why
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_the_real_pytorch3d_draws_the_same_pixels():
+    pytest.importorskip("pytorch3d.structures")
+    cuda = torch.device("cuda")
+    assert zbuffer_pytorch3d.backend(cuda).name == "pytorch3d", zbuffer_pytorch3d.backend(cuda).why
+    mesh, cams = two().float().to(cuda), dataclasses.replace(ring(33, 4), width=21).to(torch.zeros(1, device=cuda))
+    local = torch.einsum("bji,vj->bvi", cams.c2w[:, :3, :3], mesh.base) + mesh.base.new_tensor([0.0, 0.0, 3.0])
+    found, true = (draw(local, mesh.faces, cams) for draw in (zbuffer_pytorch3d.zbuffer, zbuffer_torch.zbuffer))
+    assert torch.equal(found, true)

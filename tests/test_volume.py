@@ -54,10 +54,9 @@ def render(draw, rep: Field, cams: Cameras, maps=MAPS, seed: int = 5) -> dict[st
         image = getattr(out, name)
         loss = loss + (image * torch.randn(image.shape, generator=generator).to(image)).sum()
     loss.backward()
-    return {name: getattr(out, name).detach() for name in MAPS} | {
-        "d x": rep.grid.grad[..., 0],
-        "d rgb": rep.grid.grad[..., 1:],
-    }
+    found = {name: getattr(out, name).detach() for name in MAPS}
+    found |= {"d x": rep.grid.grad[..., 0], "d rgb": rep.grid.grad[..., 1:]}
+    return {name: tensor.cpu() for name, tensor in found.items()}
 
 
 def twin(rep: Field, cams: Cameras, stop: float, maps=MAPS, offset: Tensor | None = None) -> dict[str, Tensor]:
@@ -75,10 +74,10 @@ BACKENDS = [("torch", torch.float64, 1e-10), ("torch", torch.float32, 1e-4), ("a
 
 @pytest.mark.parametrize(("backend", "dtype", "bound"), BACKENDS, ids=["float64", "fallback", "kernel"])
 @pytest.mark.parametrize("maps", [("rgb",), ("depth",), ("normal",), ("away",), MAPS], ids="+".join)
-def test_every_backend_equals_the_twin(monkeypatch, backend, dtype, bound, maps) -> None:
+def test_every_backend_equals_the_twin(monkeypatch, backend, dtype, bound, maps, device) -> None:
     monkeypatch.setenv("SDS3D_KERNEL", backend)
     rep = scene()
-    found = render(Volume(SAMPLES, 0.0), copy.deepcopy(rep).to(dtype), cameras(), maps)
+    found = render(Volume(SAMPLES, 0.0), copy.deepcopy(rep).to(device, dtype), cameras(), maps)
     true = twin(rep, cameras(), 0.0, maps)
     for name, image in true.items():
         assert error(found[name], image) < (bound if name.startswith("d ") else bound / 10), name

@@ -1,4 +1,4 @@
-"""Drawing triangle meshes with gradients at silhouettes, on any device; the z-buffer is in C on the CPU in float32.
+"""Drawing triangle meshes with gradients at silhouettes, on any device; only the z-buffer has several backends.
 
 A z-buffer says which triangle each pixel shows, without gradient. Colours, depths and normals are then interpolated
 with gradient, from the ray (u, v, 1) of the pixel and the triangle's corners a, b, c in the camera's frame:
@@ -26,7 +26,7 @@ from torch.nn.functional import normalize
 from ..cameras import world_to_camera
 from ..core import Background, Cameras, RenderOutput, Representation, Step
 from ..representations.mesh import Edges, Triangles, ranges
-from . import kernels, zbuffer_torch
+from . import kernels, zbuffer_pytorch3d, zbuffer_torch
 from .kernels import zbuffer as zbuffer_c
 from .shading import Light, Lit
 from .splats import OUTSIDE
@@ -35,15 +35,26 @@ from .zbuffer_torch import NEAR, dot, pixel_rays
 BEHIND = 1e-5  # an edge counts as hidden by a surface that is nearer by less than this share: rounding
 
 
+def backend(like: Tensor) -> kernels.Backend:
+    """What finds the nearest triangles for tensors of this dtype and device, and why; all of them show the same pixels.
+
+    The first call may compile the C kernels, or draw a trial picture with pytorch3d.
+    """
+    if like.is_cuda and like.dtype == torch.float32:
+        return zbuffer_pytorch3d.backend(like.device)
+    return kernels.backend_for(like)
+
+
 def zbuffer(local: Float[Tensor, "B V 3"], faces: Int[Tensor, "F 3"], cameras: Cameras) -> Int[Tensor, "B H W"]:
     """The index of the nearest triangle at each pixel centre, -1 where there is none; of two at one depth the first.
 
-    local: vertices in the cameras' frames. In C for float32 on the CPU, in PyTorch elsewhere, with the same result.
+    local: vertices in the cameras' frames.
     """
-    if local.device.type == "cpu" and local.dtype == torch.float32:
-        library = kernels.backend().library
-        if library is not None:
-            return zbuffer_c.zbuffer(local, faces, cameras, library)
+    chosen = backend(local)
+    if chosen.name == "pytorch3d":
+        return zbuffer_pytorch3d.zbuffer(local, faces, cameras)
+    if chosen.library is not None:
+        return zbuffer_c.zbuffer(local, faces, cameras, chosen.library)
     return zbuffer_torch.zbuffer(local, faces, cameras)
 
 

@@ -23,11 +23,9 @@ OUTSIDE = 1 / 255  # at and below this alpha a pixel has no depth and no normal
 
 def backend(like: Tensor) -> kernels.Backend:
     """What draws tensors in the dtype and on the device of `like`, and why. The first call may compile the C kernel."""
-    if like.device.type == "cpu" and like.dtype == torch.float32:
-        return kernels.backend()
     if like.is_cuda and like.dtype == torch.float32:
         return _gsplat()
-    return kernels.Backend("torch", f"only it draws {like.dtype} on {like.device.type}")
+    return kernels.backend_for(like)
 
 
 @functools.cache

@@ -59,11 +59,8 @@ class Volume:
 
 def draw(march: March) -> Marched:
     """Follow the rays: the C kernel for float32 on the CPU, where there is one, else PyTorch."""
-    if march.grid.device.type == "cpu" and march.grid.dtype == torch.float32:
-        library = kernels.backend().library
-        if library is not None:
-            return volume_c.march(march, library)
-    return volume_torch.march(march)
+    library = kernels.backend_for(march.grid).library
+    return volume_torch.march(march) if library is None else volume_c.march(march, library)
 
 
 def _unit(sums: Tensor, inside: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""The CPU kernels: plain C, its loader, and its place behind the splat backends' interface."""
+"""The CPU kernels: plain C, its loader, and its place behind the renderers' interfaces."""
 
-from .loader import Backend, backend
+from .loader import Backend, backend, backend_for
 
-__all__ = ["Backend", "backend"]
+__all__ = ["Backend", "backend", "backend_for"]

@@ -21,6 +21,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 FOLDER = Path(__file__).parent
 SOURCES = tuple(sorted(FOLDER.glob("*.c")))  # one library of them all
 CHOICES = ("auto", "c", "torch")
@@ -36,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Backend:
-    """What draws, and why: name is "c", "torch" or "gsplat"; library is the loaded kernel of "c"."""
+    """What draws, and why: name is "c", "torch", "gsplat" or "pytorch3d"; library is the loaded kernel of "c"."""
 
     name: str
     why: str
@@ -59,6 +62,13 @@ def backend() -> Backend:
     return found
 
 
+def backend_for(like: Tensor) -> Backend:
+    """Of our own backends the one for the dtype and the device of `like`. The first call may compile the C kernels."""
+    if like.device.type == "cpu" and like.dtype == torch.float32:
+        return backend()
+    return Backend("torch", f"it alone draws {like.dtype} on {like.device.type}")
+
+
 @functools.cache
 def _find() -> Backend:
     reasons = []
@@ -69,10 +79,14 @@ def _find() -> Backend:
             reasons.append(" ".join(str(error).split()))
             continue
         lanes = library.splats_lanes()
-        log.info("The C kernel is %s.", how)
+        log.info("The C kernels are %s.", how)
         return Backend("c", f"{how}, {lanes} lanes", library)
     why = "; ".join(reasons)
-    log.warning("There is no C kernel, so Gaussians are drawn by PyTorch, some fifty times slower: %s.", why)
+    log.warning(
+        "There are no C kernels, so PyTorch draws: Gaussians some fifty times slower, fields ten times, "
+        "meshes nearly twice: %s.",
+        why,
+    )
     return Backend("torch", why)
 
 
