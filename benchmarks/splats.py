@@ -5,6 +5,9 @@ Scenes: "mid" is a ball of Gaussians with opacities from 0.1 to 0.9 and deep ove
 pass through autograd, from the parameters to their gradients, with projection, sort, normals and background, 4 views.
 It is given as wall time and as the process's own CPU time, which other programs on the machine disturb less; with one
 thread on a free core the two agree. Work is 28 + 48 floating-point operations per live pair of pixel and Gaussian.
+
+What a user would pick instead on the CPU is PyTorch's own path, which is our fallback and stands beside it: gsplat
+imports there, but its `rasterization` needs CUDA, as the other rasterisers of Gaussians do.
 """
 
 from __future__ import annotations

@@ -5,31 +5,39 @@ soft ball that a run begins with, where no ray ends early. A time is one forward
 from the grid to its gradient, with jitter, depth, normals and background, 4 views of 64 pixels, one thread. The C
 kernel and PyTorch's packed samples take turns pass by pass, so that other programs on the machine slow both alike, and
 what is compared is the ratio. The error is that of the kernel against the same renderer in float64, early stop off.
+
+What a user would pick instead on the CPU is nerfacc (`pip install nerfacc`; left out where it is missing) over
+`grid_sample`: of nerfacc only the functions over [rays, samples] run without CUDA, so the samples are ours, and those
+in empty cells are skipped by hand. It is spared the normals, and must draw the same picture.
 """
 
 from __future__ import annotations
 
 import copy
 import datetime
+import importlib.util
 import json
+import math
 import os
 import statistics
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 from splats import BACKGROUND, cameras, commit, hardware, upstream
 
 from sds3d.cameras import rays
 from sds3d.core import RenderOutput, Step
-from sds3d.renderers import kernels, volume_torch
+from sds3d.renderers import kernels, volume, volume_torch
 from sds3d.renderers.volume import Volume
-from sds3d.renderers.volume_torch import DIAGONAL, March
-from sds3d.representations.field import EMPTY_RAW, Ball, Field, points
+from sds3d.renderers.volume_torch import DIAGONAL, March, Marched
+from sds3d.representations.field import DENSITY_SCALE, EMPTY_RAW, Ball, Field, points
 
 HERE = Path(__file__).parent
-RUNS, PX = 21, 64
+RUNS, NERFACC_RUNS, PX = 21, 5, 64
+SAME = 1e-4  # relative L2 of nerfacc's picture to ours, which ends a ray at this transmittance
 TARGET_MS = 23.0  # "solid" at 64 points a side
 
 
@@ -55,6 +63,61 @@ def step(rep: Field, draw: Volume, above: torch.Tensor) -> RenderOutput:
     out = draw(rep, cameras(PX), BACKGROUND, Step(0))
     out.rgb.backward(above.to(out.rgb))
     return out
+
+
+def by_nerfacc(march: March) -> Marched:
+    """The same samples of the same rays, as a table of rays and samples with holes, without normals."""
+    import nerfacc
+
+    length = march.directions.norm(dim=-1, keepdim=True)
+    unit = (march.directions / length).reshape(-1, 3)
+    origins = march.origins[:, None, None].expand_as(march.directions).reshape(-1, 3)
+    middle = -(origins * unit).sum(dim=-1, keepdim=True)
+    half = (DIAGONAL**2 / 4 - (origins + middle * unit).square().sum(dim=-1, keepdim=True)).clamp_min(0).sqrt()
+    offset = march.offset.reshape(-1, 1)
+    first = ((middle - half) / march.step - offset).floor().clamp_min(0)
+    t = (first + torch.arange(math.ceil(DIAGONAL / march.step) + 2) + offset) * march.step  # [rays, samples]
+
+    place = origins[:, None] + t[..., None] * unit[:, None]
+    cell = (place + 1) * ((march.grid.shape[0] - 1) / 2)
+    x, y, z = cell.long().clamp(0, march.grid.shape[0] - 2).unbind(-1)
+    seen = (place.abs() <= 1).all(dim=-1) & march.occupied[x, y, z]
+
+    def field(*_: object) -> tuple[torch.Tensor, torch.Tensor]:
+        voxels, where = march.grid.permute(3, 0, 1, 2)[None], place[seen].flip(-1)[None, None, None]
+        raw = torch.nn.functional.grid_sample(voxels, where, padding_mode="border", align_corners=True)[0, :, 0, 0]
+        density = DENSITY_SCALE * torch.nn.functional.softplus(raw[0])
+        colour = torch.zeros_like(place).index_put((seen,), raw[1:].sigmoid().T)
+        return colour, torch.zeros_like(t).index_put((seen,), density)
+
+    starts, ends = t - march.step / 2, t + march.step / 2
+    colour, alpha, depth, _ = nerfacc.rendering(starts, ends, rgb_sigma_fn=field)
+    shape, zeros = march.directions.shape[:3], torch.zeros_like(march.directions)
+    depth = depth * alpha / length.reshape(-1, 1)  # nerfacc's depth is a mean along the ray; ours a sum of camera z
+    return Marched(colour.view(*shape, 3), alpha.view(*shape, 1), depth.view(*shape, 1), zeros, zeros[..., :1])
+
+
+def nerfacc_instead(rep: Field) -> dict[str, float]:
+    """CPU milliseconds of a pass by nerfacc, in turns with ours, and how far its picture and gradient are from ours."""
+    above, times = upstream(PX), {"c": [], "nerfacc": []}
+    drawn, gradients = {}, {}
+    for run in range(NERFACC_RUNS + 1):
+        for name, draw in (("c", volume.draw), ("nerfacc", by_nerfacc)):
+            began = time.process_time()
+            with mock.patch.object(volume, "draw", draw):
+                drawn[name] = step(rep, Volume(), above)
+            if run >= 1:
+                times[name].append(1e3 * (time.process_time() - began))
+            gradients[name] = rep.grid.grad.clone()
+    ours, theirs = drawn["c"], drawn["nerfacc"]
+    pairs = {name: (getattr(theirs, name), getattr(ours, name)) for name in ("rgb", "alpha", "depth")}
+    pairs["gradient"] = (gradients["nerfacc"], gradients["c"])
+    apart = {f"{name}, relative": float(((a - b).norm() / b.norm()).detach()) for name, (a, b) in pairs.items()}
+    if max(apart[f"{name}, relative"] for name in ("rgb", "alpha", "depth")) > SAME:
+        raise SystemExit(f"nerfacc draws another picture: {apart}.")
+    ratio = statistics.median(slow / fast for fast, slow in zip(*times.values(), strict=True))
+    found = {"nerfacc, median ms": round(statistics.median(times["nerfacc"]), 1), "nerfacc over c": round(ratio, 1)}
+    return found | {name: float(f"{value:.1e}") for name, value in apart.items()}
 
 
 def in_turns(rep: Field) -> dict[str, float]:
@@ -110,6 +173,10 @@ def main() -> None:
             "live_samples": live_samples(rep),
             **in_turns(rep),
         }
+        if importlib.util.find_spec("nerfacc") is None:
+            print("nerfacc is not measured: pip install nerfacc", file=sys.stderr)
+        else:
+            rows[name]["instead"] = nerfacc_instead(rep)
         print(name, rows[name], file=sys.stderr)
     result = {
         "what": "CPU volumes, 4 views of 64 px, 96 samples along the cube's diagonal, forward + backward, one thread",
