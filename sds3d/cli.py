@@ -106,8 +106,13 @@ def generate(context: click.Context, dry_run: bool, draft: bool, quiet: bool, as
 @cli.command()
 @click.argument("asset", type=click.Path(path_type=Path), metavar="RUN|FILE")
 @click.argument("instruction", required=False)
-@click.option("--identity", metavar="0..1", help="How much stays as it was; 1 keeps all.  [0.4]")
-@click.option("--region", metavar="auto|FILE", help="Change nothing outside: where the prior sees the edit, or a .npy.")
+@click.option("--identity", metavar="0..1", help="How much of the old caption stays; 1 keeps all.  [0]")
+@click.option(
+    "--region",
+    metavar="auto|all|FILE",
+    default="auto",
+    help="What may change: where the prior sees the edit, all, or the region of a .npy file.  [auto]",
+)
 @click.option("--source-prompt", metavar="TEXT", help="What the asset shows, where it does not say so itself.")
 @click.option("--target-prompt", metavar="TEXT", help="What it shall show, in place of INSTRUCTION.")
 @click.option("--guidance", metavar="NAME|FILE:CLASS", help="How the captions pull: iesd, dds, pds, sds.  [iesd]")
@@ -128,7 +133,7 @@ def edit(context: click.Context, dry_run: bool, quiet: bool, as_json: bool, **gi
 
     \b
     sds3d edit runs/a-red-cube-s0 "make the cube blue"
-    sds3d edit her "give her red hair and glasses" --identity 0.6 --region auto
+    sds3d edit her "give her red hair and glasses" --identity 0.3
     sds3d edit chair.glb "paint the legs black" --source-prompt "a red chair with white legs"
     sds3d edit fox.ply --prior ./sd15 --source-prompt "a fox" --target-prompt "a wolf"
 

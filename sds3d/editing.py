@@ -18,10 +18,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from . import exporting, generate, machine, plugins, recipes
+from . import exporting, generate, machine, plugins, recipes, schema
 from .cameras import orbit
 from .core import Background, Cameras, Prior, Renderer, Representation, Step
 from .diffusion import diffuse, x0_from_eps
+from .export import glb, ply
 from .export.provenance import told
 from .files import write
 from .generate import Job
@@ -29,6 +30,8 @@ from .opening import opened, placed
 from .prompts import Embeddings, Prompts
 from .record import RunFolder, check_free, read_manifest, slug
 from .regions import INTO, Voxels
+from .renderers.raster import Raster
+from .renderers.splats import Splats
 from .representations.field import points
 from .representations.fusion import project, sample
 from .representations.gaussians import Gaussians
@@ -46,8 +49,8 @@ LOW, HIGH = 0.2, 0.45  # of the greatest difference: below there is no region, a
 class Wish:
     """What the user asks for; None is what the user left open.
 
-    asset: a run folder or a file. identity: how much of the source's identity is kept, 1 - `share` of IESD. region:
-    "auto" for the place where the prior tells the two captions apart, or a .npy file; see `regions.Voxels`.
+    asset: a run folder or a file. identity: how much of the source's caption is kept, 1 - `share` of IESD. region:
+    "auto" for the place where the prior tells the two captions apart, "all", or a .npy file; see `regions.Voxels`.
     """
 
     asset: Path
@@ -56,7 +59,7 @@ class Wish:
     target_prompt: str | None = None
     identity: float | None = None
     guidance: str | None = None
-    region: str | None = None
+    region: str = "auto"
     prior: str | None = None
     seed: int | None = None
     steps: int | None = None
@@ -77,11 +80,15 @@ class Planned:
 
 @dataclass(frozen=True)
 class Source:
-    """The asset to be edited: what it is, its caption (None where nobody said), and the edits that made it."""
+    """The asset to be edited: what it is, its caption (None where nobody said), how its run drew it, and its story.
+
+    story: the edits that made it, the first one first.
+    """
 
     rep: Representation
     caption: str | None
-    story: tuple[Mapping[str, Any], ...]
+    renderer: Renderer | None = None
+    story: tuple[Mapping[str, Any], ...] = ()
 
 
 def plan(wish: Wish) -> Planned:
@@ -100,7 +107,10 @@ def plan(wish: Wish) -> Planned:
     check_free(path, wish.force)
     file = "source.ply" if isinstance(source.rep, Gaussians) else "source.glb"
     stage["start"]["path"] = str((path / file).resolve())
-    stage["steps"] = stage["steps"] if wish.steps is None else wish.steps
+    if source.renderer is not None:
+        stage["renderer"] = schema.to_data(source.renderer)
+    if wish.steps is not None:
+        stage["steps"] = wish.steps
     files = _guidance(stage, wish, path)
     for assignment in wish.overrides:
         recipes.override(data, assignment)
@@ -127,10 +137,11 @@ def find_source(path: Path, device: str | None = None) -> Source:
             asset = exporting.open_run(path, device)
         if not asset.outcome.done:
             raise ValueError(f"{path} holds a run that has not ended; go on with: sds3d generate --resume --out {path}")
-        return Source(editable(asset.outcome.rep), manifest["prompt"], tuple(manifest.get("edits", ())))
+        story = tuple(manifest.get("edits", ()))
+        return Source(editable(asset.outcome.rep), manifest["prompt"], asset.renderer, story)
     if not path.is_file():
         raise ValueError(f"There is no run and no file {path} to edit.")
-    return Source(placed(editable(opened(path))), told(path).get("prompt"), ())
+    return Source(placed(editable(opened(path))), told(path).get("prompt"))
 
 
 def editable(rep: Representation) -> Representation:
@@ -172,7 +183,7 @@ def _guidance(stage: dict[str, Any], wish: Wish, path: Path) -> dict[str, type]:
         if not 0 <= wish.identity <= 1:
             raise ValueError(f"--identity must lie in [0, 1], given {wish.identity:g}.")
         guide["share"] = 1 - wish.identity
-    if wish.region is not None:
+    if wish.region != "all":
         region = path / REGION_FILE if wish.region == "auto" else Path(wish.region)
         if wish.region != "auto":
             Voxels(str(region))(torch.zeros(1, 3))
@@ -183,10 +194,6 @@ def _guidance(stage: dict[str, Any], wish: Wish, path: Path) -> dict[str, type]:
 
 def encoded(rep: Representation, file: str) -> dict[str, bytes]:
     """The asset as the files from which the run starts."""
-    from .export import glb, ply
-    from .renderers.raster import Raster
-    from .renderers.splats import Splats
-
     if isinstance(rep, Gaussians):
         return ply.encode(rep, Splats(), {}, file)
     return glb.encode(rep, Raster(), {}, file)

@@ -77,7 +77,7 @@ def test_an_edit_is_a_new_run_that_begins_with_the_source_and_leaves_it_alone(re
 
 
 def test_the_asset_turns_toward_the_new_caption(red: Path) -> None:
-    made = edited("red", "make it blue", "--steps", "40", "--identity", "0", "--set", "exports=[ply]")
+    made = edited("red", "make it blue", "--steps", "40", "--region", "all", "--set", "exports=[ply]")
     before, after = (opened(folder).rgb.mean(dim=0) for folder in (red / "asset.ply", made / "asset.ply"))  # type: ignore[union-attr]
     assert after[2] > before[2] and after[0] < before[0]
 
@@ -113,9 +113,21 @@ def test_a_mesh_stays_a_mesh(small_world: None) -> None:
     assert manifest(made)["recipe"]["stages"]["edit"]["renderer"]["kind"] == "raster"
 
 
+def test_a_mesh_of_a_run_is_edited_in_the_light_of_its_run(small_world: None) -> None:
+    lit = ("--set", "stages.texture.renderer={kind: raster, light: {kind: lambert}}", "--set", "exports=[]")
+    small = ("--set", "stages.texture.cameras.size=16", "--set", "stages.texture.start.texels=16")
+    export("glb", icosphere(2, 0.6), Path(), Raster(), {"prompt": "a red sphere"})
+    made = sds3d("generate", "a red sphere", "--recipe", "texture", "--start", "asset.glb", "--steps", "2", "--out",
+                 "lit", "--quiet", *lit, *small)  # fmt: skip
+    assert made.exit_code == 0, made.output
+    stages = [manifest(folder)["recipe"]["stages"] for folder in (Path("lit"), edited("lit", "make it blue"))]
+    assert stages[1]["edit"]["renderer"] == stages[0]["texture"]["renderer"]
+    assert stages[1]["edit"]["renderer"]["light"]["kind"] == "lambert"
+
+
 def test_identity_weighs_the_two_captions(red: Path) -> None:
     made = edited("red", "make it blue", "--identity", "0.75")
-    assert manifest(made)["recipe"]["stages"]["edit"]["guidance"]["edit"]["share"] == 0.25
+    assert manifest(made)["recipe"]["stages"]["edit"]["guidance"]["edit"]["guidance"]["share"] == 0.25
 
 
 def test_a_region_is_kept_with_the_run_and_nothing_outside_of_it_moves(red: Path) -> None:
