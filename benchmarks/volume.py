@@ -31,6 +31,7 @@ from splats import BACKGROUND, cameras, commit, hardware, upstream
 from sds3d.cameras import rays
 from sds3d.core import RenderOutput, Step
 from sds3d.renderers import kernels, volume, volume_torch
+from sds3d.renderers.splats import OUTSIDE
 from sds3d.renderers.volume import Volume
 from sds3d.renderers.volume_torch import DIAGONAL, March, Marched
 from sds3d.representations.field import DENSITY_SCALE, EMPTY_RAW, Ball, Field, points
@@ -110,7 +111,9 @@ def nerfacc_instead(rep: Field) -> dict[str, float]:
                 times[name].append(1e3 * (time.process_time() - began))
             gradients[name] = rep.grid.grad.clone()
     ours, theirs = drawn["c"], drawn["nerfacc"]
-    pairs = {name: (getattr(theirs, name), getattr(ours, name)) for name in ("rgb", "alpha", "depth")}
+    clear = ours.alpha > 2 * OUTSIDE  # at OUTSIDE itself rounding decides whether a pixel has a depth
+    pairs = {name: (getattr(theirs, name), getattr(ours, name)) for name in ("rgb", "alpha")}
+    pairs["depth"] = (theirs.depth[clear], ours.depth[clear])
     pairs["gradient"] = (gradients["nerfacc"], gradients["c"])
     apart = {f"{name}, relative": float(((a - b).norm() / b.norm()).detach()) for name, (a, b) in pairs.items()}
     if max(apart[f"{name}, relative"] for name in ("rgb", "alpha", "depth")) > SAME:
