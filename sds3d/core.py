@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 Image = Float[Tensor, "B H W 3"]  # colours in [0, 1], channels last, B views
 Latent = Float[Tensor, "N c *s"]  # what the network sees; N = B rows (B / F for a video prior with *s = F h w)
+Control = tuple[Image, Tensor | float]  # a picture that steers, and how much: one number, or one for each row [B]
 
 
 @dataclass(frozen=True)
@@ -143,15 +144,16 @@ class Condition:
     """What the network is told about each of N rows.
 
     text: [N, L, d] token embeddings. camera: [N, k] in the prior's own encoding; None adds nothing, which is not the
-    same as a camera of zeros. image: image-prompt tokens or reference latents. control: ((image, scale), ...).
-    weight: [N], the Perp-Neg weight of a negative prompt. away: a negative text [N, L, d] and how much of it the
-    network's attention takes away, where the prior's `reads_away` says that it can (NASA).
+    same as a camera of zeros. image: image-prompt tokens or reference latents. control: pictures [N, 3, h, w] as the
+    prior's ControlNets see them, each with its scale [N]; a row of scale 0 is not steered. weight: [N], the Perp-Neg
+    weight of a negative prompt. away: a negative text [N, L, d] and how much of it the network's attention takes away,
+    where the prior's `reads_away` says that it can (NASA).
     """
 
     text: Tensor
     camera: Tensor | None = None
     image: Tensor | None = None
-    control: tuple[tuple[Tensor, float], ...] = ()
+    control: tuple[tuple[Tensor, Tensor], ...] = ()
     weight: Tensor | None = None
     away: tuple[Tensor, float] | None = None
 
@@ -302,7 +304,7 @@ class Prior(Protocol):
         text: Tensor,
         cameras: Cameras | None,
         reference: Image | None = None,
-        control: Sequence[tuple[Image, float]] = (),
+        control: Sequence[Control] = (),
     ) -> Condition:
         """What the network is told: called at every step, cheap."""
         ...

@@ -104,7 +104,7 @@ class Stage:
         """The terms at work, checked against their priors and prompts.
 
         Raises ValueError for a prior that is not there, for views that do not fill a prior's groups, for what a
-        guidance misses, and for words that a prior cannot know.
+        guidance misses, and for words and pictures that a prior cannot be told.
         """
         terms = []
         for name, guide in self.guidance.items():
@@ -112,11 +112,10 @@ class Stage:
             _check_views(self.cameras, prior, guide.prior or self.prior)
             said = replace(prompts, view_words=guide.view_words and prior.group == 1)
             guide.guidance.check(prior, said.names())
-            terms.append(Term(name, guide.guidance, prior, said, guide.weight, guide.look))
+            terms.append(Term(name, guide.guidance, prior, said, guide.weight, guide.look, guide.control))
         cameras, background = self.look(first, joint_group(terms), torch.zeros(()))
         for term in terms:
-            for rows in term.prompts.texts(cameras, background, term.look).values():
-                term.embeddings(rows)
+            term.conditions(cameras, background)
         return terms
 
 

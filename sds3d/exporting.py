@@ -50,9 +50,7 @@ class RunAsset:
 
 def provenance(manifest: Mapping[str, Any]) -> dict[str, str]:
     """Words about the making of a run's asset, for formats that can carry them."""
-    # An asset may be given away, so a local folder tells its last name alone.
-    known = manifest.get("priors", {}).items()
-    priors = {Path(name).name if Path(name).is_dir() else name: facts for name, facts in known}
+    priors = {_shown(name): facts for name, facts in manifest.get("priors", {}).items()}
     recipe = manifest["recipe"]
     told = {
         "generator": f"sds3d {manifest.get('sds3d', '')}".strip(),
@@ -63,6 +61,12 @@ def provenance(manifest: Mapping[str, Any]) -> dict[str, str]:
         "priors": ", ".join(f"{name} ({facts.get('licence', 'no licence given')})" for name, facts in priors.items()),
     }
     return {word: said for word, said in told.items() if said}
+
+
+def _shown(prior: str) -> str:
+    """A prior's name, or with its ControlNets' names; an asset may be given away, so a folder tells its last name."""
+    parts = [prior] if Path(prior).is_dir() else prior.split("+")
+    return "+".join(Path(part).name if Path(part).is_dir() else part for part in parts)
 
 
 def open_run(path: Path, device: str | None = None) -> RunAsset:

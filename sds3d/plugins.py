@@ -87,6 +87,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "light": {"lambert": "sds3d.renderers.shading:Lambert", "pbr": "sds3d.renderers.shading:Pbr"},
     "cameras": {"orbit": "sds3d.cameras:Orbit"},
+    "control": {"landmarks": "sds3d.controls:Landmarks"},
     "background": {
         "named": "sds3d.renderers.background:Named",
         "plain": "sds3d.renderers.background:Plain",
@@ -101,6 +102,7 @@ FAMILIES: dict[str, str] = {
     "sds3d.core:Renderer": "renderer",
     "sds3d.renderers.shading:Light": "light",
     "sds3d.regions:Region": "region",
+    "sds3d.terms:ControlSource": "control",
     "sds3d.engine:Start": "start",
     "sds3d.engine:Optimise": "optimise",
     "sds3d.engine:CameraSampler": "cameras",

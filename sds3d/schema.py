@@ -1,7 +1,8 @@
 """The one schema: plain data to dataclasses by their declared types, and back.
 
 Of each mistake it says where it is, what was given, what is allowed, and the nearest name. A field may carry metadata:
-`key`, its word in a recipe where that is not its name; `inline`, it takes the keys that its owner does not have.
+`key`, its word in a recipe where that is not its name; `inline`, it takes the keys that its owner does not have;
+`unsaid`, it is written out only where it is not its default.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class RecipeError(ValueError):
 
 
 def to_data(value: object, extra: Mapping[str, type] | None = None) -> Any:
-    """Plain data that `build` turns into an equal object again: every field is written out."""
+    """Plain data that `build` turns into an equal object again: every field is written out, but for unsaid ones."""
     if isinstance(value, Range):
         return _range_data(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -37,6 +38,8 @@ def to_data(value: object, extra: Mapping[str, type] | None = None) -> Any:
         if kind is not None:
             data["kind"] = kind
         for field in dataclasses.fields(value):
+            if field.metadata.get("unsaid") and getattr(value, field.name) == field.default:
+                continue
             part = to_data(getattr(value, field.name), extra)
             data |= part if field.metadata.get("inline") else {field.metadata.get("key", field.name): part}
         return data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from .core import (
     Background,
     Cameras,
     Condition,
+    Control,
     Guidance,
     Guided,
     Image,
@@ -59,12 +60,20 @@ LOOKS: dict[str, Callable[[RenderOutput], Image]] = {
 }
 
 
+@runtime_checkable
+class ControlSource(Protocol):
+    """Draws what steers a prior's ControlNet at each camera, in the cameras' size, and says how much it counts."""
+
+    def __call__(self, cameras: Cameras) -> Control: ...
+
+
 @dataclass(frozen=True)
 class Guide:
     """One guidance of a stage, as data.
 
     prior: the name of its own prior; None takes the stage's. look: the picture that the prior sees. weight: times its
-    gradient. view_words: tell a single-view prior which side it sees.
+    gradient. view_words: tell a single-view prior which side it sees. control: one picture for each ControlNet of the
+    prior, or none, which leaves it unsteered.
     """
 
     guidance: Guidance = field(metadata={"inline": True})
@@ -72,6 +81,7 @@ class Guide:
     look: Literal["rgb", "albedo", "normal", "depth"] = "rgb"
     weight: Number = 1.0
     view_words: bool = True
+    control: tuple[ControlSource, ...] = field(default=(), metadata={"unsaid": True})
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ class Source:
 class Term:
     """One guidance at work: with its opened prior, its prompts and the networks that it trains.
 
-    source: what is edited, or None. grad: the last step's gradient, for watchers.
+    control: what steers the prior. source: what is edited, or None. grad: the last step's gradient, for watchers.
     """
 
     name: str
@@ -100,6 +110,7 @@ class Term:
     prompts: Prompts
     weight: Number = 1.0
     look: str = "rgb"
+    control: tuple[ControlSource, ...] = ()
     learners: Mapping[str, Learner] = field(default_factory=dict)
     source: Source | None = None
     grad: Tensor | None = None
@@ -108,9 +119,16 @@ class Term:
         self.embeddings = Embeddings(self.prior)
 
     def conditions(self, cameras: Cameras, background: Background) -> dict[str, Condition]:
-        """What the prior is told about each view, by the name of the question."""
+        """What the prior is told about each view, by the name of the question; every question has the same control.
+
+        Raises ValueError for words and pictures that the prior cannot be told.
+        """
         texts = self.prompts.texts(cameras, background, self.look)
-        told = {name: self.prior.condition(self.embeddings(rows), cameras) for name, rows in texts.items()}
+        seen = cameras.resized(self.prior.size, self.prior.size)
+        control = tuple(source(seen) for source in self.control)
+        told = {
+            name: self.prior.condition(self.embeddings(rows), cameras, control=control) for name, rows in texts.items()
+        }
         weights = self.prompts.weights(cameras)
         return told | {name: replace(told[name], weight=weight) for name, weight in weights.items()}
 

@@ -25,6 +25,7 @@ MAY = {
     "files": set(),
     "prompts": {"core", "cameras"},
     "landmarks": {"core", "cameras"},
+    "controls": {"core", "landmarks", "representations"},
     "losses": {"core", "schedules"},
     "priors": {*EVERYONE, "playroom"},
     "guidance": {*EVERYONE, "regions"},

@@ -191,7 +191,7 @@ def test_pictures_are_refused_where_only_text_is_read(priors):
     with pytest.raises(ValueError, match="reads text"):
         prior.condition(prior.text([""]), None, reference=PICTURE)
     with pytest.raises(ValueError, match="reads text"):
-        prior.predict(x.ask({"cond": replace(asked["cond"], control=((PICTURE, 1.0),))}, "cond"))
+        prior.predict(x.ask({"cond": replace(asked["cond"], control=((PICTURE, torch.ones(4)),))}, "cond"))
 
 
 # ---- views and cameras ----------------------------------------------------------------------------------------------

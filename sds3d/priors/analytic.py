@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..core import Cameras, Condition, Image, Latent, Query, Step
+from ..core import Cameras, Condition, Control, Image, Latent, Query, Step
 from ..learners import AdamLearner
 from .pixel import channels_first, channels_last
 
@@ -92,9 +92,14 @@ class AnalyticPrior:
         text: Tensor,
         cameras: Cameras | None,
         reference: Image | None = None,
-        control: Sequence[tuple[Image, float]] = (),
+        control: Sequence[Control] = (),
     ) -> Condition:
-        """text: [N, 1, K], or one row for all views. Cameras are not told, as every view has one distribution."""
+        """text: [N, 1, K], or one row for all views. Cameras are not told, as every view has one distribution.
+
+        Raises ValueError for a picture, which it cannot be told.
+        """
+        if reference is not None or control:
+            raise ValueError("The analytic prior reads text, not reference or control pictures.")
         if cameras is not None and text.shape[0] == 1:
             text = text.expand(len(cameras), -1, -1)
         return Condition(text)

@@ -1,7 +1,7 @@
 """Names of priors, where they lie and under which licence; and the one way to open a prior.
 
 A prior is named by a word of this table, by a local folder, or by the id of a model hub whose files have been fetched
-before: opening never touches the network.
+before: opening never touches the network. ControlNets that steer it follow its name, each after a "+".
 """
 
 from __future__ import annotations
@@ -77,12 +77,16 @@ CATALOGUE = present(ENTRIES)
 
 
 def open_prior(name: str | Path, device: torch.device | str = "cpu") -> NetworkPrior | Sd3Prior:
-    """The prior of a catalogue name, a local folder, or a hub id in the local cache.
+    """The prior of a catalogue name, a local folder, or a hub id in the local cache; "+NET" adds a ControlNet's folder,
+    or hub id and perhaps its folder in there: "sd15+CrucibleAI/ControlNetMediaPipeFace/diffusion_sd15".
 
     Raises ValueError for an unknown name (with the nearest known ones) or a folder that is not a model that we read,
     and FileNotFoundError for what is not there.
     """
     given = str(name)
+    if "+" in given and not Path(given).exists():
+        base, *nets = given.split("+")
+        return with_nets(open_prior(base, device), nets)
     entry = CATALOGUE.get(given)
     if entry is not None:
         place = entry.place if isinstance(entry.place, Path) else cached(entry.place)
@@ -98,6 +102,24 @@ def open_prior(name: str | Path, device: torch.device | str = "cpu") -> NetworkP
     raise ValueError(
         f'There is no prior "{given}".{hint} Known are: {", ".join(CATALOGUE)}; a local folder or a hub id will do too.'
     )
+
+
+def with_nets(prior: NetworkPrior | Sd3Prior, nets: list[str]) -> NetworkPrior:
+    """A prior under named ControlNets. Raises ValueError or FileNotFoundError, in a sentence."""
+    from .control import controlled
+    from .network import NetworkPrior
+
+    if not isinstance(prior, NetworkPrior):
+        raise ValueError(f'The prior "{prior.name}" has no UNet, so no ControlNet that we read fits it.')
+    return controlled(prior, [net_place(net) for net in nets])
+
+
+def net_place(name: str) -> Path:
+    """The folder of a ControlNet: a local one, or in the local cache that of a hub id or a folder below it."""
+    parts = name.split("/")
+    if Path(name).exists() or len(parts) < 2 or name.startswith((".", "/", "~")):
+        return Path(name)
+    return cached("/".join(parts[:2])).joinpath(*parts[2:])
 
 
 def opened(

@@ -22,11 +22,13 @@ from torch import Tensor
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 Network = Any  # a torch module of diffusers or transformers, whose attributes no type checker can see
 UNET, SD3, VAE = "UNet2DConditionModel", "SD3Transformer2DModel", "AutoencoderKL"
+CONTROL = "ControlNetModel"
 CLIP, CLIP_POOLED, T5 = "CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"
 MODULES = {
     UNET: "diffusers.models.unets.unet_2d_condition",
     SD3: "diffusers.models.transformers.transformer_sd3",
     VAE: "diffusers.models.autoencoders.autoencoder_kl",
+    CONTROL: "diffusers.models.controlnets.controlnet",
     CLIP: "transformers.models.clip.modeling_clip",
     CLIP_POOLED: "transformers.models.clip.modeling_clip",
     T5: "transformers.models.t5.modeling_t5",
@@ -194,13 +196,18 @@ def silence() -> Iterator[None]:
             of_transformers.enable_progress_bar()
 
 
+def class_called(name: str) -> Any:
+    """One of the classes of `MODULES`."""
+    return getattr(importlib.import_module(MODULES[name]), name)
+
+
 def load(part: Path, dtype: torch.dtype = torch.float32) -> Network:
     """The network of one part, frozen, on the CPU. Raises ValueError when its weights do not fit its configuration."""
     files = weight_files(part)
     variant = {"variant": "fp16"} if files[0].name.endswith(".fp16.safetensors") else {}
     name = class_of(part)
     with silence():
-        kind = getattr(importlib.import_module(MODULES[name]), name)
+        kind = class_called(name)
         asked = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, **variant}
         try:
             loaded: Any = kind.from_pretrained(str(part), dtype=dtype, **asked)

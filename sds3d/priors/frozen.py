@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..core import Cameras, Condition, Image, Latent, Query
+from ..core import Cameras, Condition, Control, Image, Latent, Query
 from . import folder as files
 
 HALF_FROM = 200_000_000  # on a GPU, networks of this many parameters run in half precision
@@ -72,20 +72,24 @@ class FolderPrior(ABC):
         """The cameras as the network is told them, or None where it is not."""
         return None
 
+    def told_control(self, control: Sequence[Control], rows: int) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Control pictures as `rows` rows of the network are told them. Raises ValueError where it reads none."""
+        self.refuse_pictures(bool(control))
+        return ()
+
     def condition(
         self,
         text: Tensor,
         cameras: Cameras | None,
         reference: Image | None = None,
-        control: Sequence[tuple[Image, float]] = (),
+        control: Sequence[Control] = (),
     ) -> Condition:
-        """text: [N, L, d], or one row for all. Raises ValueError for a picture, which this network cannot be told."""
-        self.refuse_pictures(reference is not None or bool(control))
-        if cameras is None:
-            return Condition(text)
-        if text.shape[0] == 1:
+        """text: [N, L, d], or one row for all. Raises ValueError for a picture that this network cannot be told."""
+        self.refuse_pictures(reference is not None)
+        if cameras is not None and text.shape[0] == 1:
             text = text.expand(len(cameras), -1, -1)
-        return Condition(text, self.told_camera(cameras))
+        camera = None if cameras is None else self.told_camera(cameras)
+        return Condition(text, camera, control=self.told_control(control, text.shape[0]))
 
     def owns(self, adapter: object) -> bool:
         """Whether an adapter is one of this network's, which shares its forward."""

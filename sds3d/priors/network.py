@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -75,25 +76,33 @@ class NetworkPrior(FolderPrior):
         own = not isinstance(query.adapter, Lora) or query.adapter.camera is None
         return OptionalCamera.labels(query.condition.camera if own else None, query.z_t.shape[0])
 
+    def steering(self, queries: Sequence[Query], asked: Sequence[Tensor], told: Mapping[str, Any]) -> dict[str, Any]:
+        """What the network is told beside `asked` (latents, times and texts of all queries) and `told`: nothing.
+
+        Raises ValueError for a control picture.
+        """
+        self.refuse_pictures(any(query.condition.control for query in queries))
+        return {}
+
     def forward(self, queries: Sequence[Query]) -> list[Latent]:
         """eps for each query from one batched forward of the network, with gradient to their adapters."""
         weight = next(self.unet.parameters())
         rows = [query.z_t.shape[0] for query in queries]
         if any(n % self.group for n in rows):
             raise ValueError(f'The prior "{self.name}" denoises {self.group} views jointly; given {rows} rows.')
-        self.refuse_pictures(any(query.condition.image is not None or query.condition.control for query in queries))
-        told = {}
+        self.refuse_pictures(any(query.condition.image is not None for query in queries))
+        told: dict[str, Any] = {}
         if isinstance(self.unet.class_embedding, OptionalCamera):
             told["cross_attention_kwargs"] = {"views": self.group}
             told["class_labels"] = torch.cat([self.labels(query).to(weight) for query in queries])
+        asked = (
+            torch.cat([query.z_t.to(weight) for query in queries]),
+            torch.cat([self.index(query.t) for query in queries]).to(weight.device),
+            torch.cat([query.condition.text.to(weight) for query in queries]),
+        )
+        more = self.steering(queries, asked, told)
         with adapted(self.unet, queries, rows), steered(self.unet, queries, rows):
-            output = self.unet(
-                torch.cat([query.z_t.to(weight) for query in queries]),
-                torch.cat([self.index(query.t) for query in queries]).to(weight.device),
-                torch.cat([query.condition.text.to(weight) for query in queries]),
-                return_dict=False,
-                **told,
-            )[0]
+            output = self.unet(*asked, return_dict=False, **told, **more)[0]
         channels = queries[0].z_t.shape[1]  # a network that also learns its variance has twice as many
         return [self.to_eps(query, part[:, :channels]) for query, part in zip(queries, output.split(rows), strict=True)]
 

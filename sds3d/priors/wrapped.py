@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core import Cameras, Condition, Image, Latent, Learner, Prior, Query, Step
+from ..core import Cameras, Condition, Control, Image, Latent, Learner, Prior, Query, Step
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Wrapped:
         text: Tensor,
         cameras: Cameras | None,
         reference: Image | None = None,
-        control: Sequence[tuple[Image, float]] = (),
+        control: Sequence[Control] = (),
     ) -> Condition:
         return self.prior.condition(text, cameras, reference, control)
 
