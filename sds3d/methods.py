@@ -197,6 +197,7 @@ def page(results: Mapping[str, Any]) -> str:
         "`sds3d bench guidance`. In brackets: 95 % bootstrap intervals over runs, where there are several seeds.",
         table([*heads, "seconds"], figures),
         "## Claims of the papers",
+        "What became of them, and why, is told in [claims.md](claims.md).",
         claims(results["claims"]) if results.get("claims") else f"{NOT_YET.capitalize()}.",
         "## The equations",
         *(f"### {file.removeprefix('sds3d/guidance/')}\n\n{doc}" for file, doc in docs.items()),
