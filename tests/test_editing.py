@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from sds3d.representations.start import Blob
 
 SMALL = ("--set", "stages.shape.cameras.size=16", "--set", "stages.shape.start.count=40",
          "--set", "stages.shape.optimise.max_count=60", "--set", "exports=[ply]")  # fmt: skip
-TINY = ("--steps", "6", "--quiet", "--set", "stages.edit.cameras.size=16", "--set", "exports=[]")
+TINY = ("--steps", "6", "--quiet", "--region", "all", "--set", "stages.edit.cameras.size=16", "--set", "exports=[]")
 
 
 @pytest.fixture(autouse=True)
@@ -55,12 +56,21 @@ def manifest(folder: Path) -> dict:
     return json.loads((folder / "run.json").read_text())
 
 
-@pytest.fixture
-def red(small_world: None) -> Path:
-    """The folder of a finished run of a red cube."""
-    done = sds3d("generate", "a red cube", "--steps", "8", "--out", "red", "--quiet", *SMALL)
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a red cube, which no test touches."""
+    folder = tmp_path_factory.mktemp("made") / "red"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sds3d.priors.catalogue.open_prior", lambda name, device: prior(4))
+        done = sds3d("generate", "a red cube", "--steps", "8", "--out", str(folder), "--quiet", *SMALL)
     assert done.exit_code == 0, done.output
-    return Path("red")
+    return folder
+
+
+@pytest.fixture
+def red(small_world: None, made_once: Path) -> Path:
+    """The folder of that run, for this test alone."""
+    return Path(shutil.copytree(made_once, "red"))
 
 
 def test_an_edit_is_a_new_run_that_begins_with_the_source_and_leaves_it_alone(red: Path) -> None:
@@ -127,7 +137,7 @@ def test_a_mesh_of_a_run_is_edited_in_the_light_of_its_run(small_world: None) ->
 
 def test_identity_weighs_the_two_captions(red: Path) -> None:
     made = edited("red", "make it blue", "--identity", "0.75")
-    assert manifest(made)["recipe"]["stages"]["edit"]["guidance"]["edit"]["guidance"]["share"] == 0.25
+    assert manifest(made)["recipe"]["stages"]["edit"]["guidance"]["edit"]["share"] == 0.25
 
 
 def test_a_region_is_kept_with_the_run_and_nothing_outside_of_it_moves(red: Path) -> None:

@@ -52,7 +52,7 @@ def test_every_kind_is_on_the_page_and_every_link_leads_somewhere(made: str) -> 
 
 
 def test_every_method_of_a_paper_names_it(made: str) -> None:
-    ours = {"normalise", "average", "blend"}
+    ours = {"normalise", "average", "blend", "pull", "local"}
     for name in plugins.KINDS["guidance"].keys() - ours:
         assert re.search(r"arXiv \d{4}\.\d{5}", cells(made, name)[0][1]), name
     papers = {name: cells(made, name)[0][1] for name in plugins.KINDS["mix"]}
