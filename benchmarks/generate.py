@@ -3,7 +3,8 @@
 python benchmarks/generate.py [--runs 3] [--prompt TEXT] [--out FILE]
 
 Bounds on two cores: 60 s, 2 GB, the first preview within 15 s, `--help` within 0.5 s, and one forward of the prior with
-8 rows within 100 ms; to a textured GLB, of one run each, 120 s of `gaussians-mesh` and 180 s of the other recipes. The first start on a machine compiles the renderer and Python's bytecode and is not counted.
+8 rows within 100 ms. To a textured GLB, one run each: 120 s of `gaussians-mesh`, 180 s of the other recipes. The first
+start on a machine compiles the renderer and Python's bytecode and is not counted.
 """
 
 from __future__ import annotations
