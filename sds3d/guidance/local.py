@@ -22,19 +22,18 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ..core import Condition, Guidance, Guided, Latent, Learner, Prior, Step, Views
+from ..core import Condition, Guided, Latent, Learner, Prior, Step, Views
 from ..regions import Ball, Region, covered
-from .sds import Sds
+from .wrap import Wrapper
 
 
 @dataclass(frozen=True)
-class Local(Guidance):
+class Local(Wrapper):
     """Follow `guidance` inside of a region and hold the frozen source outside; see the table above.
 
     Raises ValueError for a hold that is negative.
     """
 
-    guidance: Guidance = Sds()
     region: Region = Ball()
     hold: float = 1.0
 
@@ -45,10 +44,7 @@ class Local(Guidance):
     def check(self, prior: Prior, names: frozenset[str]) -> None:
         if "source" not in names:
             raise ValueError("A local edit holds an asset near its frozen source, and this term has none.")
-        self.guidance.check(prior, names)
-
-    def init(self, prior: Prior, step: Step) -> Mapping[str, Learner]:
-        return self.guidance.init(prior, step)
+        super().check(prior, names)
 
     def __call__(
         self,
