@@ -67,6 +67,7 @@ KINDS: dict[str, dict[str, str]] = {
         "sphere": "sds3d.representations.mesh:Sphere",
         "shell": "sds3d.representations.isosurface:Shell",
         "ball": "sds3d.representations.field:Ball",
+        "hash_ball": "sds3d.representations.hash_field:HashBall",
     },
     "optimise": {
         "gaussians": "sds3d.representations.gaussians:GaussianOptimise",
@@ -74,6 +75,7 @@ KINDS: dict[str, dict[str, str]] = {
         "isosurface": "sds3d.representations.isosurface:IsosurfaceOptimise",
         "texture": "sds3d.representations.texture:TextureOptimise",
         "field": "sds3d.representations.field:FieldOptimise",
+        "hash": "sds3d.representations.hash_field:HashOptimise",
     },
     "renderer": {
         "splats": "sds3d.renderers.splats:Splats",

@@ -258,7 +258,7 @@ def test_bad_numbers_and_other_representations_are_refused(unchecked) -> None:
     for numbers, message in (({"samples": 0}, "samples"), ({"stop": 1.0}, "stop"), ({"stop": -0.1}, "stop")):
         with pytest.raises(ValueError, match=message):
             Volume(**numbers)
-    with pytest.raises(TypeError, match="draws a Field, given Gaussians"):
+    with pytest.raises(TypeError, match="draws a Field or a HashField, given Gaussians"):
         Volume()(Blob(4)(None, Step(0)), cameras(), plain())
     with pytest.raises(TypeError, match="draws Gaussians, given Field"):
         Splats()(scene(), cameras(), plain())

@@ -1,4 +1,4 @@
-"""Drawing fields: the C kernel on the CPU in float32, packed PyTorch everywhere else."""
+"""Drawing fields: dense ones by the C kernel on the CPU in float32; elsewhere, and hashed ones, by packed PyTorch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from ..cameras import rays
 from ..core import Background, Cameras, RenderOutput, Representation, Step
 from ..representations.field import Field
+from ..representations.hash_field import HashField
 from . import kernels, volume_torch
 from .kernels import volume as volume_c
 from .splats import OUTSIDE
@@ -18,10 +19,11 @@ from .volume_torch import DIAGONAL, SOFT, March, Marched
 
 @dataclass(frozen=True)
 class Volume:
-    """Draws a `Field` by marching: rgb over the background, alpha, mean depth, normals, and what faces away.
+    """Draws a `Field` or a `HashField` by marching.
 
-    samples: along the diagonal of the field's cube, evenly spaced. stop: a ray ends where no more than this share of
-    the light comes through; 0 follows every ray to its end. With a step the samples of each ray are shifted by a share
+    Gives rgb over the background, alpha, mean depth, normals, and what faces away. samples: along the diagonal of the
+    field's cube, evenly spaced. stop: a ray ends where no more than this share of the light comes through; 0 follows
+    every ray to its end. With a step the samples of each ray are shifted by a share
     of their spacing, drawn anew; without one they are not. Normals are the mean of the slopes of the density, of
     length 1, 0 outside.
 
@@ -41,15 +43,14 @@ class Volume:
         self, rep: Representation, cameras: Cameras, background: Background, step: Step | None = None
     ) -> RenderOutput:
         field = rep.at(cameras.time)
-        if not isinstance(field, Field):
-            raise TypeError(f"The renderer volume draws a Field, given {type(field).__name__}.")
-        origins, directions = rays(cameras.to(field.grid))
+        if not isinstance(field, Field | HashField):
+            raise TypeError(f"The renderer volume draws a Field or a HashField, given {type(field).__name__}.")
+        grid, like = (field.grid, field.grid) if isinstance(field, Field) else (field, field.table)
+        origins, directions = rays(cameras.to(like))
         offset = torch.full_like(directions[..., 0], 0.5)
         if step is not None:
             offset = torch.special.ndtr(step.normal("jitter", offset))  # even in (0, 1)
-        march = March(
-            field.grid, field.occupied, origins[:, 0, 0], directions, offset, DIAGONAL / self.samples, self.stop
-        )
+        march = March(grid, field.occupied, origins[:, 0, 0], directions, offset, DIAGONAL / self.samples, self.stop)
         drawn = draw(march)
         rgb = drawn.colour + (1 - drawn.alpha) * background.rgb.to(drawn.colour)[:, None, None]
         inside = drawn.alpha > OUTSIDE
@@ -58,8 +59,8 @@ class Volume:
 
 
 def draw(march: March) -> Marched:
-    """Follow the rays: the C kernel for float32 on the CPU, where there is one, else PyTorch."""
-    library = kernels.backend_for(march.grid).library
+    """Follow the rays: the C kernel for dense grids in float32 on the CPU, where there is one, else PyTorch."""
+    library = None if isinstance(march.grid, HashField) else kernels.backend_for(march.grid).library
     return volume_torch.march(march) if library is None else volume_c.march(march, library)
 
 

@@ -1,4 +1,4 @@
-"""Marching through a field in plain PyTorch: samples in occupied cells alone, packed, one segment per ray.
+"""Marching through fields in plain PyTorch: samples in occupied cells alone, packed, one segment per ray.
 
 The image formation, shared by all backends:
 
@@ -7,6 +7,8 @@ The image formation, shared by all backends:
 * alpha = 1 - exp(-density step), front to back, until the transmittance is at most `stop` (the sample that gets there
   still counts);
 * the normal of a sample is -g / sqrt(g^2 + 1e-12), where g is the exact gradient of the interpolated x, per world unit.
+
+A field is what gives the raw numbers (x, r, g, b) at places: a dense grid between its points, a `HashField` by itself.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ..representations.field import DENSITY_SCALE
+from ..representations.hash_field import HashField
 
 DIAGONAL = 2 * math.sqrt(3)  # of the cube, in world units
 SOFT = 1e-12  # added to the squared length of a gradient, so that a normal has a derivative everywhere
@@ -28,13 +31,14 @@ SOFT = 1e-12  # added to the squared length of a gradient, so that a normal has 
 
 @dataclass(frozen=True)
 class March:
-    """What every backend takes.
+    """What every backend takes; the C kernel only dense grids.
 
-    grid: [R, R, R, 4], raw numbers. occupied: [R - 1, R - 1, R - 1]. origins: [B, 3]. directions: [B, H, W, 3] with
-    camera z = 1. offset: [B, H, W] in (0, 1), the u of each ray. step: world units. stop: a transmittance.
+    grid: [R, R, R, 4], raw numbers, or a field that is hashed. occupied: [C, C, C], where a dense grid has C = R - 1.
+    origins: [B, 3]. directions: [B, H, W, 3] with camera z = 1. offset: [B, H, W] in (0, 1), the u of each ray. step:
+    world units. stop: a transmittance.
     """
 
-    grid: Float[Tensor, "R R R 4"]
+    grid: Float[Tensor, "R R R 4"] | HashField
     occupied: Bool[Tensor, "C C C"]
     origins: Float[Tensor, "B 3"]
     directions: Float[Tensor, "B H W 3"]
@@ -63,7 +67,7 @@ SUMS = (3, 1, 1, 3, 1)  # channels of the parts of `Marched`, in their order
 @torch.no_grad()
 def _samples(march: March) -> tuple[Tensor, Tensor]:
     """Ray and distance of every sample in an occupied cell, sorted by ray and there by distance: [n] each."""
-    size, points_a_side = march.step, march.grid.shape[0]
+    size, cells = march.step, march.occupied.shape[0]
     length = march.directions.norm(dim=-1)
     unit = march.directions / length[..., None]
     origins = march.origins[:, None, None]
@@ -73,9 +77,9 @@ def _samples(march: March) -> tuple[Tensor, Tensor]:
     first = ((middle - half) / size - march.offset).floor().clamp_min(0)
     k = first[..., None] + torch.arange(math.ceil(DIAGONAL / size) + 2, device=first.device)
     t = (k + march.offset[..., None]) * size  # [B, H, W, K]
-    place = (origins[..., None, :] + t[..., None] * unit[..., None, :] + 1) * ((points_a_side - 1) / 2)
-    inside = ((place >= 0) & (place <= points_a_side - 1)).all(dim=-1)
-    x, y, z = place.long().clamp(0, points_a_side - 2).unbind(-1)
+    place = (origins[..., None, :] + t[..., None] * unit[..., None, :] + 1) * (cells / 2)
+    inside = ((place >= 0) & (place <= cells)).all(dim=-1)
+    x, y, z = place.long().clamp(0, cells - 1).unbind(-1)
     ray, index = (inside & march.occupied[x, y, z]).flatten(0, 2).nonzero().unbind(-1)
     return ray, t.flatten(0, 2)[ray, index]
 
@@ -108,13 +112,16 @@ def _before(depth: Tensor, ray: Tensor) -> Tensor:
     return torch.exp(total[first] - total).to(depth.dtype)
 
 
-def _look(rays: March, ray: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of samples: raw numbers [n, 4], the slope [n, 3] of x, the unit direction [n, 3], the optical depth [n]."""
+def _places(rays: March, ray: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Of samples: where they are, and the unit direction of their ray, [n, 3] each."""
     directions = rays.directions.reshape(-1, 3)[ray]
     unit = directions / directions.norm(dim=-1, keepdim=True)
-    view = ray // rays.offset[0].numel()
-    raw, slope = _interpolate(rays.grid, rays.origins[view] + t[:, None] * unit)
-    return raw, slope, unit, rays.step * DENSITY_SCALE * softplus(raw[:, 0])
+    return rays.origins[ray // rays.offset[0].numel()] + t[:, None] * unit, unit
+
+
+def _depth(rays: March, raw: Tensor) -> Tensor:
+    """The optical depth [n] of samples with raw numbers [n, 4]."""
+    return rays.step * DENSITY_SCALE * softplus(raw[:, 0])
 
 
 @torch.no_grad()
@@ -123,15 +130,19 @@ def live_samples(rays: March) -> tuple[Tensor, Tensor]:
     ray, t = _samples(rays)
     if rays.stop == 0:
         return ray, t
-    live = _before(_look(rays, ray, t)[-1], ray) > rays.stop
+    points, grid = _places(rays, ray, t)[0], rays.grid
+    raw = grid.raw(points) if isinstance(grid, HashField) else _interpolate(grid, points)[0]
+    live = _before(_depth(rays, raw), ray) > rays.stop
     return ray[live], t[live]
 
 
 def march(rays: March) -> Marched:
     """Follow every ray; differentiable in the grid. Memory grows with the samples."""
-    B, H, W = rays.offset.shape
+    (B, H, W), grid = rays.offset.shape, rays.grid
     ray, t = live_samples(rays)
-    raw, slope, unit, depth = _look(rays, ray, t)
+    points, unit = _places(rays, ray, t)
+    raw, slope = grid.sample(points) if isinstance(grid, HashField) else _interpolate(grid, points)
+    depth = _depth(rays, raw)
     weight = -torch.expm1(-depth) * _before(depth, ray)
     normal = -slope * (slope.square().sum(-1, keepdim=True) + SOFT).rsqrt()
     away = (normal * unit).sum(-1, keepdim=True).clamp_min(0).square()
