@@ -20,6 +20,7 @@ from ..core import Cameras, Renderer, Representation
 from ..files import write
 from ..representations.field import Field
 from ..representations.gaussians import Gaussians
+from ..representations.hash_field import HashField
 from ..representations.mesh import Mesh
 from ..representations.texture import TexturedMesh
 from .check import draw, psnr
@@ -128,7 +129,7 @@ def _words(kind: type[Representation]) -> str:
         return "a mesh"
     if issubclass(kind, Gaussians):
         return "a set of Gaussians"
-    return "a radiance field" if issubclass(kind, Field) else f"a {kind.__name__}"
+    return "a radiance field" if issubclass(kind, Field | HashField) else f"a {kind.__name__}"
 
 
 def export(
