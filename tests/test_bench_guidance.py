@@ -53,7 +53,7 @@ def small_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Entry]:
     """
     made: list[Entry] = []
 
-    def make(entry: Entry, priors, device):
+    def make(entry: Entry, priors, device, further):
         made.append(entry)
         noise = float(Step(entry.seed, entry.prompt).uniform(entry.arm, 1))
         good = {"sds": 0.5, "csd": 0.6, "bsd": 0.7, "csm": 0.8}.get(entry.arm, 0.1) + 0.01 * noise

@@ -180,7 +180,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
     red: Path, arguments: tuple[str, ...], said: str
 ) -> None:
     before = sorted(str(path) for path in Path().rglob("*"))
-    refused = sds3d("edit", *arguments, *TINY)
+    refused = sds3d("edit", *TINY, *arguments)
     assert refused.exit_code == 2, refused.output
     assert len(refused.stderr.splitlines()) == 1
     assert re.search(said, refused.stderr), refused.stderr
