@@ -211,10 +211,10 @@ def test_it_goes_on_where_it_was_stopped(small_world: list[Entry], monkeypatch: 
     assert len(set(whole)) == len(whole)
     plain, calls = bench_guidance.make, iter(range(10_000))
 
-    def stopped(entry, priors, device):
+    def stopped(*asked):
         if next(calls) % 20 == 19:
             raise KeyboardInterrupt
-        return plain(entry, priors, device)
+        return plain(*asked)
 
     monkeypatch.setattr(bench_guidance, "make", stopped)
     stops = 0

@@ -45,7 +45,10 @@ def assert_closed(mesh: Triangles) -> None:
     assert len(there) == len(tail) and there == set(zip(head, tail, strict=True))
 
 
-@pytest.mark.parametrize("text", ["a red cube", "a head with dark skin, red hair and green eyes"])
+@pytest.mark.parametrize(
+    "text",
+    ["a red cube", pytest.param("a head with dark skin, red hair and green eyes", marks=pytest.mark.slow)],
+)
 def test_a_mesh_of_a_scene_looks_like_the_scene(text):
     """Seen from where no picture was taken: the outline, the colours, and a closed surface of few triangles."""
     scene = build(parse(text))
