@@ -8,6 +8,7 @@ source's caption and the instruction, and for other priors the user says both ca
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -209,7 +210,9 @@ def begin(planned: Planned, priors: Mapping[str, Prior], force: bool = False) ->
         stage = job.recipe.stages["edit"]
         rep = stage.start(None, Step(job.seed, "edit")).to(job.device)
         grid = find_region(priors[stage.prior], rep, stage.renderer, job.prompts, Step(job.seed, "region"))
-        np.save(job.path / REGION_FILE, grid.cpu().numpy(), allow_pickle=False)
+        file = io.BytesIO()
+        np.save(file, grid.cpu().numpy(), allow_pickle=False)
+        write(job.path / REGION_FILE, file.getvalue())
     return folder
 
 

@@ -158,7 +158,8 @@ def unhidden(points: Float[Tensor, "n 3"], cameras: Cameras, depth: Float[Tensor
     at, z = project(points, cameras.resized(h, w))
     reach = round(AROUND * min(h, w))
     step = torch.arange(-reach, reach + 1, device=depth.device)
-    column, row = at.nan_to_num(-1.0).clamp(-w, 2 * w).floor().long().unbind(-1)  # [B, n]
+    # A point in a camera's own plane has no place in its picture; `draw` leaves it out, whatever is said of it here.
+    column, row = torch.where(at.isnan(), -1.0, at).clamp(-w, 2 * w).floor().long().unbind(-1)  # [B, n]
     column, row = column[..., None, None] + step, row[..., None, None] + step[:, None]  # [B, n, k, k] together
     outside = (column < 0) | (column >= w) | (row < 0) | (row >= h)
     view = torch.arange(len(cameras), device=depth.device)[:, None, None, None]
