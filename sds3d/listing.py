@@ -19,18 +19,18 @@ def listing(kind: str | None = None) -> list[tuple[str, list[str]]]:
 
 def _lines(kind: str) -> list[str]:
     if kind == "recipes":
-        return [f"{name:16}{recipes.read(name).get('about', '')}" for name in recipes.names()]
+        return [f"{name:18}{recipes.read(name).get('about', '')}" for name in recipes.names()]
     if kind == "priors":
         from .priors.catalogue import CATALOGUE
 
-        return [f"{name:16}{entry.about} ({entry.licence})" for name, entry in CATALOGUE.items()]
+        return [f"{name:18}{entry.about} ({entry.licence})" for name, entry in CATALOGUE.items()]
     if kind == "words":
         return _words()
     if kind == "exports":
         from .export import EXPORTS
 
-        return [f"{name:16}{entry.file:24}{entry.about}" for name, entry in EXPORTS.items()]
-    return [f"{name:16}{place}" for name, place in plugins.kinds(kind).items()]
+        return [f"{name:18}{entry.file:24}{entry.about}" for name, entry in EXPORTS.items()]
+    return [f"{name:18}{place}" for name, place in plugins.kinds(kind).items()]
 
 
 def _words() -> list[str]:
@@ -58,5 +58,5 @@ def _words() -> list[str]:
     for name, words in groups.items():
         separator = "; " if any("," in word for word in words) else ", "
         first, *more = textwrap.wrap(separator.join(words), 96)
-        lines += [f"{name:16}{first}", *(f"{'':16}{line}" for line in more)]
+        lines += [f"{name:18}{first}", *(f"{'':18}{line}" for line in more)]
     return lines
