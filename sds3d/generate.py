@@ -107,6 +107,7 @@ def plan(request: Request) -> Job:
         recipe = _with_negative(recipe)
     check_exports(recipe)
     _check_files(recipe)
+    _check_subject(recipe, prompts.prompt)
     _check_stage(recipe, request.until, "--until")
     return Job(prompts, recipe, seed, path, device, files=files, until=request.until)
 
@@ -219,6 +220,22 @@ def _check_files(recipe: Recipe) -> None:
     for stage in recipe.stages.values():
         if isinstance(stage.start, File):
             stage.start.found()
+
+
+def _check_subject(recipe: Recipe, prompt: str) -> None:
+    """Raise ValueError where a start of `SUBJECT` "head" meets a prior of the playroom and a prompt that is no head.
+
+    Other priors know of no grammar, so that what a prompt is cannot be told.
+    """
+    from .playroom.grammar import Head, parse
+
+    for stage in recipe.stages.values():
+        playroom = any(name.startswith("playroom") for name in stage.priors())
+        if playroom and getattr(stage.start, "SUBJECT", None) == "head" and not isinstance(parse(prompt), Head):
+            raise ValueError(
+                f'This recipe makes heads, and "{prompt}" is none; ask for one, such as "a head with black hair and '
+                'blue eyes", or choose another --recipe.'
+            )
 
 
 def check_exports(recipe: Recipe) -> None:
