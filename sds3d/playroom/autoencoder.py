@@ -27,7 +27,7 @@ from . import network
 from .batches import draw_batch
 from .bench import held_out
 from .data import Cache
-from .fit import Fit, parser, pictures, run
+from .fit import Fit, fill, parser, run
 from .measures import psnr
 from .render import render
 from .scenes import build
@@ -125,7 +125,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 def main(given: Sequence[str] | None = None) -> None:
     args = arguments(given)
     torch.set_num_threads(args.threads)
-    run(Autoencoding(args, pictures(args)), args.work / "autoencoder.pt", args.work / "vae")
+    cache = Cache(args.work, args.scenes)
+    fill(cache)
+    run(Autoencoding(args, cache), args.work / "autoencoder.pt", args.work / "vae")
 
 
 if __name__ == "__main__":

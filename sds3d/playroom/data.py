@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -55,15 +55,21 @@ def render_group(spec: Spec, group: int) -> np.ndarray:
     return (picture.clamp(0, 1) * 255).round().byte().numpy()
 
 
-class Cache:
-    """A memory-mapped folder of rendered groups that one process fills while another reads."""
+class Store:
+    """A memory-mapped folder of rendered groups that one process fills while another reads.
 
-    def __init__(self, folder: Path, groups: int) -> None:
+    shape: of one group, in bytes. draw: a group's number -> its bytes.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, groups: int, shape: tuple[int, ...], draw: Callable[[int], np.ndarray]
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path, self.count = folder / f"groups-{groups}.u8", folder / f"groups-{groups}.json"
-        shape = (groups, VIEWS, SIZE, SIZE, CHANNELS)
-        self.array = np.memmap(self.path, np.uint8, "r+" if self.path.exists() else "w+", shape=shape)
-        self.specs = list(itertools.islice(schedule(), groups))
+        self.path, self.count = folder / f"{name}-{groups}.u8", folder / f"{name}-{groups}.json"
+        self.array = np.memmap(
+            self.path, np.uint8, "r+" if self.path.exists() else "w+", shape=(groups, *shape, CHANNELS)
+        )
+        self.draw = draw
 
     @property
     def ready(self) -> int:
@@ -72,14 +78,24 @@ class Cache:
 
     def fill(self, progress=lambda done: None) -> None:
         """Render what is missing; killed and started again, it goes on where it was."""
-        for group in range(self.ready, len(self.specs)):
-            self.array[group] = render_group(self.specs[group], group)
-            if group % 25 == 24 or group + 1 == len(self.specs):
+        for group in range(self.ready, len(self.array)):
+            self.array[group] = self.draw(group)
+            if group % 25 == 24 or group + 1 == len(self.array):
                 self.array.flush()
                 fresh = self.count.with_suffix(".tmp")
                 fresh.write_text(json.dumps({"ready": group + 1, "time": time.time(), "orbit": asdict(ORBIT)}))
                 fresh.replace(self.count)
                 progress(group + 1)
+
+
+class Cache(Store):
+    """Four views of each scene of `schedule`."""
+
+    def __init__(self, folder: Path, groups: int) -> None:
+        self.specs = list(itertools.islice(schedule(), groups))
+        super().__init__(
+            folder, "groups", groups, (VIEWS, SIZE, SIZE), lambda group: render_group(self.specs[group], group)
+        )
 
     def read(self, groups: np.ndarray, views: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Views [n, v] of groups [n]: colour times alpha [n, v, 64, 64, 3], alpha [..., 1] and normals (n + 1) / 2, as

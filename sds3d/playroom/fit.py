@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .data import Cache
+from .data import Store
 from .muon import Muon
 
 MUON_RATE = 6.0  # Muon's rate over AdamW's
@@ -30,7 +30,7 @@ class Fit(ABC):
     Every random number of a step follows from the seed and the step's number, so a resumed fit ends in the same bits.
     """
 
-    def __init__(self, networks: Mapping[str, nn.Module], cache: Cache, args: argparse.Namespace) -> None:
+    def __init__(self, networks: Mapping[str, nn.Module], cache: Any, args: argparse.Namespace) -> None:
         self.args, self.cache, self.device = args, cache, torch.device(args.device)
         self.networks: dict[str, Any] = dict(networks)
         for net in self.networks.values():
@@ -156,9 +156,8 @@ def parser(module: str, about: str | None, steps: int, lr: float) -> argparse.Ar
     return options
 
 
-def pictures(args: argparse.Namespace, whole: bool = False) -> Cache:
-    """The cache of rendered scenes; filled where it is empty, or where the `whole` of it is wanted."""
-    cache = Cache(args.work, args.scenes)
-    if whole or cache.ready == 0:
-        cache.fill(lambda done: print(f"rendered {done}/{args.scenes}", flush=True) if done % 500 == 0 else None)
-    return cache
+def fill(store: Store, whole: bool = False) -> None:
+    """Render pictures where there are none, or the `whole` of them."""
+    if whole or store.ready == 0:
+        total = len(store.array)
+        store.fill(lambda done: print(f"rendered {done}/{total}", flush=True) if done % 500 == 0 else None)

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from .grammar import COLOURS, EXTRAS, EYES, HAIRS, SHAPES, SKINS, TOYS, Head, Pair, Spec, Thing, Toy, caption
+from .grammar import COLOURS, EXTRAS, EYES, HAIRS, SHAPES, SKINS, TOYS, Head, Pair, Spec, Thing, Toy, caption, words
 
 HEAD_COLOURS = {"skin": SKINS, "hair": HAIRS, "eyes": EYES}
 SET = ("give", "add", "put", "make", "turn", "paint", "dye", "colour", "color", "change", "let")
@@ -59,8 +59,7 @@ def rewrite(source: Spec, instruction: str) -> Spec:
 
 def changes(instruction: str) -> list[Change]:
     """What an instruction says, in order. Raises ValueError for a sentence that is none."""
-    words: list[str] = re.findall(r"[^\s,.!;]+|[,;]", instruction.lower())
-    said = [SAME.get(word, word) for word in words]
+    said = [SAME.get(word, word) for word in spoken(instruction)]
     known = {*SET, *TAKE, *SMALL, *ADJECTIVES, *NOUNS, "and", ",", ";"}
     unknown = [word for word in dict.fromkeys(said) if word not in known]
     if unknown:
@@ -71,6 +70,11 @@ def changes(instruction: str) -> list[Change]:
     if not found:
         raise ValueError(f'"{instruction}" does not say what to change. An instruction says things like {EXAMPLES}.')
     return found
+
+
+def spoken(instruction: str) -> list[str]:
+    """The words and commas of an instruction."""
+    return re.findall(r"[^\s,.!;]+|[,;]", instruction.lower())
 
 
 def _clauses(said: Sequence[str], instruction: str) -> Iterator[tuple[str, list[str]]]:
@@ -156,4 +160,14 @@ def _parts(spec: Thing | Pair | Toy) -> tuple[str, ...]:
         return (spec.shape,)
     if isinstance(spec, Pair):
         return tuple(dict.fromkeys((spec.first.shape, spec.second.shape)))
-    return spec.kind, TOYS[spec.kind].split()[-1]
+    return spec.kind, part_of(spec.kind)
+
+
+def part_of(toy: str) -> str:
+    """The name of a toy's second coloured part."""
+    return TOYS[toy].split()[-1]
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Every word of an instruction, and every word of a caption, sorted."""
+    return tuple(sorted({*words(), *SET, *TAKE, *SMALL, *SAME, *ADJECTIVES, *NOUNS}))

@@ -59,11 +59,11 @@ def bpe(vocabulary: tuple[str, ...]) -> tuple[dict[str, int], list[tuple[str, st
     return {token: i for i, token in enumerate(tokens)}, merges
 
 
-def tokenizer():
-    """A CLIPTokenizer of the playroom's words."""
+def tokenizer(vocabulary: tuple[str, ...] | None = None):
+    """A CLIPTokenizer of a vocabulary, by default the playroom's words."""
     from transformers import CLIPTokenizer
 
-    vocab, merges = bpe(words())
+    vocab, merges = bpe(vocabulary or words())
     read: Any = CLIPTokenizer  # its annotation leaves out the merges as pairs
     return read(vocab=vocab, merges=merges, model_max_length=TEXT_LENGTH)
 
@@ -185,12 +185,12 @@ def scheduler(space: Space = PIXELS):
     )
 
 
-def save(folder: Path, net: Any, text: Any, vae: Path | None = None) -> None:
+def save(folder: Path, net: Any, text: Any, vae: Path | None = None, vocabulary: tuple[str, ...] | None = None) -> None:
     """Write the ordinary diffusers folder, weights in fp16 safetensors. vae: a latent prior's autoencoder, as saved."""
     folder.mkdir(parents=True, exist_ok=True)
     write_half(net, folder / "unet")
     write_half(text, folder / "text_encoder")
-    tokenizer().save_pretrained(folder / "tokenizer")
+    tokenizer(vocabulary).save_pretrained(folder / "tokenizer")
     scheduler(PIXELS if vae is None else LATENTS).save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "DiffusionPipeline",
@@ -218,6 +218,35 @@ def seeded(seed: int, space: Space = PIXELS) -> tuple[Any, Any]:
         torch.manual_seed(seed)
         vocab, _ = bpe(words())
         return unet(space), text_encoder(len(vocab))
+
+
+def told_source(net: Any, text: Any, vocabulary: tuple[str, ...], seed: int = 0) -> tuple[Any, Any]:
+    """A UNet that is also shown the picture that it is to edit, and a text encoder that knows more words: both answer
+    what they answered, until they are trained.
+
+    As InstructPix2Pix has it (Brooks et al. 2022, arXiv 2211.09800): the source's latent comes as further channels
+    beside the noisy one's, whose weights begin at zero.
+    """
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vocab, _ = bpe(vocabulary)
+        wide: Any = UNet2DConditionModel.from_config({**net.config, "in_channels": 2 * net.config.in_channels})
+        reader = text_encoder(len(vocab))
+    weights = net.state_dict()
+    first = torch.zeros_like(wide.conv_in.weight)
+    first[:, : net.config.in_channels] = weights["conv_in.weight"]
+    wide.load_state_dict({**weights, "conv_in.weight": first})
+    wide.set_attn_processor(JointAttention())
+    known, _ = bpe(words())
+    old, new = text.get_input_embeddings().weight.data, reader.get_input_embeddings().weight.data
+    for token, row in vocab.items():
+        if token in known:
+            new[row] = old[known[token]]
+    kept = {name: tensor for name, tensor in text.state_dict().items() if "token_embedding" not in name}
+    reader.load_state_dict({**reader.state_dict(), **kept})
+    return wide, reader
 
 
 def load(folder: Path, space: Space = PIXELS, seed: int = 0) -> tuple[Any, Any]:

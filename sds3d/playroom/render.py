@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,14 +23,35 @@ def render(scene: Scene, cameras: Cameras, background: Float[Tensor, "B 3"], sam
     samples: each pixel is the mean of samples x samples rays, so silhouettes are antialiased. Depth is camera z, the
     mean over the pixel's hits; both depth and normal are 0 where nothing is hit. Runs on the cameras' device.
     """
+    t, points, normals, image = cast(scene, cameras, samples)
+    albedo = scene.albedo(points)
+    alpha = image(torch.ones_like(points[:, :1]))
+    over = (1 - alpha) * background[:, None, None, :].to(alpha)
+    normal = image(normals)
+    normal = normal / normal.norm(dim=-1, keepdim=True).clamp_min(1e-6) * (alpha > 0)
+    return RenderOutput(
+        rgb=image(shade(albedo, normals)) + over,
+        alpha=alpha,
+        depth=image(t[:, None]) / alpha.clamp_min(1e-6),
+        normal=normal,
+        albedo=image(albedo) + over,
+    )
+
+
+def cast(
+    scene: Scene, cameras: Cameras, samples: int
+) -> tuple[Float[Tensor, "n"], Float[Tensor, "n 3"], Float[Tensor, "n 3"], Callable[[Tensor], Tensor]]:
+    """Where samples x samples rays a pixel hit a scene: camera z, points and unit normals of the n hits.
+
+    The last is the function that makes pictures [B, H, W, c] of values [n, c] of the hits: a pixel is the mean of its
+    rays, 0 where they miss.
+    """
     origins, directions = rays(cameras, samples)
     shape = directions.shape[:3]
     o, d = origins.reshape(-1, 3), directions.reshape(-1, 3)
     t = trace(scene, o, d)
     hit = t.isfinite()
     points = o[hit] + t[hit, None] * d[hit]
-    normals = surface_normals(scene, points)
-    albedo = scene.albedo(points)
 
     def image(values: Tensor) -> Tensor:
         full = o.new_zeros(len(o), values.shape[-1])
@@ -36,17 +59,7 @@ def render(scene: Scene, cameras: Cameras, background: Float[Tensor, "B 3"], sam
         full = full.view(*shape[:1], cameras.height, samples, cameras.width, samples, -1)
         return full.mean(dim=(2, 4))
 
-    alpha = image(torch.ones_like(points[:, :1]))
-    over = (1 - alpha) * background[:, None, None, :].to(o)
-    normal = image(normals)
-    normal = normal / normal.norm(dim=-1, keepdim=True).clamp_min(1e-6) * (alpha > 0)
-    return RenderOutput(
-        rgb=image(shade(albedo, normals)) + over,
-        alpha=alpha,
-        depth=image(t[hit, None]) / alpha.clamp_min(1e-6),
-        normal=normal,
-        albedo=image(albedo) + over,
-    )
+    return t[hit], points, surface_normals(scene, points), image
 
 
 def shade(albedo: Float[Tensor, "n 3"], normals: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:

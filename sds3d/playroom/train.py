@@ -26,7 +26,7 @@ from ..priors.pixel import PixelCodec
 from . import network
 from .batches import Batch, draw_batch, draw_mode, draw_t
 from .data import VIEWS, Cache
-from .fit import Fit, parser, pictures, run
+from .fit import Fit, fill, parser, run
 
 MAX_WEIGHT = 5.0
 SPACES = {"pixel": network.PIXELS, "latent": network.LATENTS}
@@ -152,7 +152,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 def main(given: Sequence[str] | None = None) -> None:
     args = arguments(given)
     torch.set_num_threads(args.threads)
-    cache = pictures(args, whole=args.render_only)
+    cache = Cache(args.work, args.scenes)
+    fill(cache, whole=args.render_only)
     if not args.render_only:
         name = "" if args.prior == "pixel" else f"-{args.prior}"
         run(Training(args, cache), args.work / f"train{name}.pt", args.work / f"prior{name}")
