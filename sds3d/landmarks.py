@@ -20,6 +20,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -196,18 +197,19 @@ def draw(
         there = there & unhidden(points, cameras, depth)
     row = {number: i for i, number in enumerate(numbers)}
     H, W = cameras.height, cameras.width
-    images = at.new_zeros(len(cameras), H, W, 3) if onto is None else onto.to(at).clone()
+    images = np.zeros((len(cameras), H, W, 3), np.float32) if onto is None else onto.float().cpu().numpy().copy()
+    place, seen, turned = at.tolist(), there.tolist(), cosine.tolist()
     for view, image in enumerate(images):
         brush = _Brush(image, min(H, W) / SIDE)
         for stroke in convention.strokes:
             a, b = row[stroke.start], row[stroke.end]
-            if there[view, a] and there[view, b] and (cosine[view, a] + cosine[view, b]) / 2 >= AWAY:
-                brush.stroke(at[view, a], at[view, b], convention, _colour(stroke.rgb, convention.share))
+            if seen[view][a] and seen[view][b] and (turned[view][a] + turned[view][b]) / 2 >= AWAY:
+                brush.stroke(place[view][a], place[view][b], convention, _colour(stroke.rgb, convention.share))
         for number, rgb in convention.dots.items():
             i = row.get(number)
-            if i is not None and there[view, i] and cosine[view, i] >= AWAY:
-                brush.dot(at[view, i], convention, _colour(rgb, 1.0))
-    return images
+            if i is not None and seen[view][i] and turned[view][i] >= AWAY:
+                brush.dot(place[view][i], convention, _colour(rgb, 1.0))
+    return torch.from_numpy(images).to(at)
 
 
 def _check(convention: Convention, numbers: Sequence[int], points: Tensor) -> None:
@@ -225,39 +227,41 @@ def _colour(rgb: RGB, share: float) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class _Brush:
-    """Paints one image [H, W, 3] in place. scale: of all widths."""
+    """Paints one image [H, W, 3] in place. scale: of all widths.
 
-    image: Tensor
+    It paints arrays, not tensors: a face is some hundred strokes of a few pixels each, and each costs its overhead.
+    """
+
+    image: np.ndarray
     scale: float
 
-    def stroke(self, a: Tensor, b: Tensor, convention: Convention, rgb: tuple[float, ...]) -> None:
+    def stroke(self, a: Sequence[float], b: Sequence[float], convention: Convention, rgb: tuple[float, ...]) -> None:
         half = max(convention.width / 2 * self.scale, 0.5)
-        (ax, ay), (bx, by) = a.tolist(), b.tolist()
+        (ax, ay), (bx, by) = a, b
         length = max(math.hypot(bx - ax, by - ay), 1e-9)
         ux, uy = (bx - ax) / length, (by - ay) / length
         box = (min(ax, bx) - half, min(ay, by) - half, max(ax, bx) + half, max(ay, by) + half)
         part, x, y = self._pixels(box)
         x, y = x - (ax + bx) / 2, y - (ay + by) / 2
-        along, across = (x * ux + y * uy).abs(), y * ux - x * uy
+        along, across = np.abs(x * ux + y * uy), y * ux - x * uy
         if convention.limbs:
-            inside = (along / max(length / 2, half)).square() + (across / half).square() <= 1
+            inside = np.square(along / max(length / 2, half)) + np.square(across / half) <= 1
         else:
-            inside = torch.hypot((along - length / 2).clamp(min=0), across) <= half
-        part[inside] = part.new_tensor(rgb)
+            inside = np.hypot(np.maximum(along - length / 2, 0), across) <= half
+        part[inside] = rgb
 
-    def dot(self, centre: Tensor, convention: Convention, rgb: tuple[float, ...]) -> None:
+    def dot(self, centre: Sequence[float], convention: Convention, rgb: tuple[float, ...]) -> None:
         half = max(convention.radius * self.scale, 0.5)
-        cx, cy = centre.tolist()
+        cx, cy = centre
         part, x, y = self._pixels((cx - half, cy - half, cx + half, cy + half))
-        x, y = (x - cx).abs().expand(part.shape[:2]), (y - cy).abs().expand(part.shape[:2])
-        part[(torch.maximum(x, y) if convention.square else torch.hypot(x, y)) <= half] = part.new_tensor(rgb)
+        x, y = np.abs(x - cx), np.abs(y - cy)
+        part[(np.maximum(x, y) if convention.square else np.hypot(x, y)) <= half] = rgb
 
-    def _pixels(self, box: tuple[float, float, float, float]) -> tuple[Tensor, Tensor, Tensor]:
+    def _pixels(self, box: tuple[float, float, float, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The part [h, w, 3] of the image in a box, and where its pixels' centres are: x [w], y [h, 1]."""
         H, W = self.image.shape[:2]
         left, top, right, bottom = (
             max(0, min(int(end), limit)) for end, limit in zip(box, (W, H, W - 1, H - 1), strict=True)
         )
-        x = torch.arange(left, right + 1, dtype=self.image.dtype, device=self.image.device) + 0.5
-        y = torch.arange(top, bottom + 1, dtype=self.image.dtype, device=self.image.device)[:, None] + 0.5
+        x, y = np.arange(left, right + 1) + 0.5, np.arange(top, bottom + 1)[:, None] + 0.5
         return self.image[top : bottom + 1, left : right + 1], x, y
