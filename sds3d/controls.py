@@ -10,29 +10,25 @@ from torch import Tensor
 
 from .core import Cameras, Control
 from .landmarks import MEDIAPIPE_FACE, OPENPOSE_FACE, Convention, draw, fade
-from .representations.head import head
-from .representations.head_files import load
+from .representations.head_files import TemplateChoice
 
 
 @dataclass(frozen=True)
-class Landmarks:
+class Landmarks(TemplateChoice):
     """The landmarks of a head template, as in HeadSculpt (arXiv 2306.03038): the face is where the template's is.
 
     draws: "mediapipe" for CrucibleAI/ControlNetMediaPipeFace, "openpose" for lllyasviel/control_v11p_sd15_openpose.
     scale: from the front; it falls with the cosine of the angle to 0 at the side, and the back is not steered.
-    template, landmarks: files of a template of one's own, see `head_files.load`; the built-in head without them.
+    The template should be the one that the stage begins with.
     """
 
     draws: Literal["mediapipe", "openpose"] = "mediapipe"
     scale: float = 1.0
-    template: str | None = None
-    landmarks: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.scale < 0:
             raise ValueError(f"scale must be at least 0, given {self.scale}.")
-        if (self.template is None) != (self.landmarks is None):
-            raise ValueError("template and landmarks go together: a mesh, and a list of its landmarks.")
 
     @cached_property
     def face(self) -> tuple[Convention, tuple[int, ...], Tensor, Tensor]:
@@ -40,8 +36,7 @@ class Landmarks:
 
         Raises ValueError for files that are missing or no template.
         """
-        mesh, listed = self.template, self.landmarks
-        template = head() if mesh is None or listed is None else load(mesh, listed)
+        template = self.found()
         convention, points = {
             "mediapipe": (MEDIAPIPE_FACE, template.contours),
             "openpose": (OPENPOSE_FACE, template.landmarks),

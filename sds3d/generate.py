@@ -29,6 +29,7 @@ from .opening import File, opened
 from .prompts import Embeddings, Prompts
 from .record import RunFolder, check_free, read_manifest, slug
 from .representations.gaussians import Gaussians
+from .representations.head_files import TemplateChoice
 from .watchers import PREVIEW_AZIMUTHS, Recorder, png
 
 DRAFT_STEPS, DRAFT_SCALE = 15, 2.0
@@ -218,7 +219,7 @@ def _from_negative(thing: Any) -> Any:
 
 def _check_files(recipe: Recipe) -> None:
     for stage in recipe.stages.values():
-        if isinstance(stage.start, File):
+        if isinstance(stage.start, File | TemplateChoice):
             stage.start.found()
 
 

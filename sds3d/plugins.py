@@ -64,6 +64,7 @@ KINDS: dict[str, dict[str, str]] = {
         "textured": "sds3d.meshing:Textured",
         "unwrapped": "sds3d.meshing:Unwrapped",
         "file": "sds3d.opening:File",
+        "head": "sds3d.heads:Head",
         "sphere": "sds3d.representations.mesh:Sphere",
         "shell": "sds3d.representations.isosurface:Shell",
         "ball": "sds3d.representations.field:Ball",

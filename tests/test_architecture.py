@@ -21,6 +21,7 @@ MAY = {
     "cameras": {"core"},
     "colour": set(),
     "meshing": {*EVERYONE, "engine", "renderers", "representations"},
+    "heads": {"core", "meshing", "renderers", "representations"},
     "opening": {"core", "export", "meshing", "renderers", "representations"},
     "files": set(),
     "prompts": {"core", "cameras"},

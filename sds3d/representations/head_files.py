@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .head import Template, head
+from .head import Identity, Template, head
 from .head_points import Points, nearest, on_vertices
 from .head_profile import LANDMARKS, UNIT_CM, to_cm, to_world
 from .mesh import check_triangles
@@ -43,6 +43,31 @@ ICT_LANDMARKS = (
 # fmt: on
 ICT_NEUTRAL = "generic_neutral_mesh.obj"
 ICT_HALVES = ("browInnerUp", "cheekPuff")  # two files, one shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateChoice:
+    """The head template that a recipe means.
+
+    template, landmarks: files of a template of one's own, see `load`. Without them it is the built-in head, of this
+    identity.
+    """
+
+    template: str | None = None
+    landmarks: str | None = None
+    identity: Identity = field(default=Identity(), metadata={"unsaid": True})
+
+    def __post_init__(self) -> None:
+        if (self.template is None) != (self.landmarks is None):
+            raise ValueError("template and landmarks go together: a mesh, and a list of its landmarks.")
+        if self.template is not None and self.identity != Identity():
+            raise ValueError("identity is of the built-in head; leave it out beside a template of your own.")
+
+    def found(self) -> Template:
+        """The template. Raises ValueError, in a sentence, for files that are missing or no template."""
+        if self.template is None or self.landmarks is None:
+            return head(self.identity)
+        return load(self.template, self.landmarks)
 
 
 @dataclass(frozen=True)
