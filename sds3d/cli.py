@@ -362,6 +362,58 @@ def export(context: click.Context, run: Path, quiet: bool, as_json: bool, debug:
             click.echo(str(exported.path))
 
 
+@cli.command()
+@click.argument("pictures", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--prior", required=True, metavar="NAME|DIR", help="Whose word it is; one that sees one view at a time.")
+@click.option("--word", default="<back-view>", metavar="WORD", help="The new word.  [<back-view>]")
+@click.option("--caption", "captions", multiple=True, metavar="TEXT", help="What the pictures show, with WORD in it.")
+@click.option("--start", default="back", metavar="TEXT", help="The words that it begins with.  [back]")
+@click.option("--vectors", default="1", metavar="N", help="How many tokens the word stands for.  [1]")
+@click.option("--steps", default="300", metavar="N", help="Steps of learning.  [300]")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Another seed gives another word.  [0]")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="[back-view.safetensors, as WORD says]")
+@click.option("--device", metavar="cpu|cuda", help="Where to compute.  [a GPU where there is one]")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def learn(context: click.Context, pictures: Path, quiet: bool, debug: bool, **given: Any) -> None:
+    """Learn one new word of a prior from the pictures in DIR (textual inversion), and print its file.
+
+    \b
+    sds3d learn heads-from-behind --prior sd15 --caption "a photo of a head, back view, <back-view>"
+    sds3d generate "a head" --prior sd15+back-view.safetensors \\
+        --set 'stages.shape.guidance.sds.back={words: <back-view>}'
+
+    The prior itself stays as it is. The file is one that others read too (safetensors, diffusers' layout), and theirs
+    are read here.
+    """
+    context.find_root().meta["debug"] = debug
+    with Stop():
+        with refusing():
+            from . import learning
+            from .machine import choose_device
+            from .priors.catalogue import open_prior
+
+            word = given["word"]
+            numbers = {name: _whole(given[name], f"--{name}") for name in ("vectors", "steps")}
+            captions = given["captions"] or (f"a photo of a head, back view, {word}",)
+            out = given["out"] or Path(f"{word.strip('<>')}.safetensors")
+            lesson = learning.lesson(
+                pictures, open_prior(given["prior"], choose_device(given["device"])), word, captions
+            )
+            inversion = learning.Inversion(given["start"], numbers["vectors"], numbers["steps"])
+        with running():
+            every, say = max(numbers["steps"] // 10, 1), _speaker(quiet)
+            learning.learn(
+                lesson,
+                inversion,
+                out,
+                given["seed"],
+                lambda index, loss: say(f"step {index + 1}  loss {loss:.4f}") if (index + 1) % every == 0 else None,
+            )
+    click.echo(str(out))
+
+
 @cli.command("list")
 @click.argument("kind", required=False)
 def list_(kind: str | None) -> None:

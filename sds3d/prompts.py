@@ -4,12 +4,14 @@ A caption is "{prompt}{look}{view}{background}", for example "a red cube, normal
 are "cond" (the caption), "cond_plain" (the caption without the word of its view, for networks that are told the camera
 apart from it), "uncond" (the empty prompt) and, where one is given, "negative" (the negative prompt, alone). Where
 views have words there are also the negatives of Perp-Neg (Armandpour et al. 2023, arXiv 2304.04968): "not_front" and
-"not_side", the caption with the word of that other view, each with a weight by camera. Where an asset is edited,
-"source" is the caption of what it was.
+"not_side", the caption with the word of that other view, each with a weight by camera, and "not_behind", what a
+`BackView` says is not seen from behind. Where an asset is edited, "source" is the caption of what it was; where an
+instruction says how, "instruct" is that and "image" the empty prompt, for priors that are shown the source's picture.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +27,10 @@ LONGEST = 2000  # characters of a prompt; a text encoder reads about 300 of them
 # What a prior must be told about the kind of picture.
 LOOK_WORDS = {"rgb": "", "albedo": "", "normal": ", normals", "depth": ", depth map"}
 AVOIDED = ("front", "side")  # the views that Perp-Neg keeps out of the others
+SHOWN = ("image", "instruct")  # the questions in which a prior is shown the source's picture
+FACE = ("face", "eyes", "eyebrows", "nose", "mouth", "lips", "teeth", "smile", "beard", "moustache", "glasses",
+        "sunglasses", "makeup", "freckles")  # fmt: skip
+JOINT = re.compile(r"(,? with |,? wearing |,? and |, )")  # what a prompt joins its parts by; the first two open a list
 
 
 def tidy(text: str, name: str = "prompt") -> str:
@@ -44,12 +50,62 @@ def tidy(text: str, name: str = "prompt") -> str:
 
 
 @dataclass(frozen=True)
+class BackView:
+    """What a prior that sees one view at a time is told, and not told, of the views from behind (HeadSculpt, Han et al.
+    2023, arXiv 2306.03038, whose "<back-view>" is a learnt token; see `priors.token`).
+
+    hidden: of what the prompt says to come "with" or to be "wearing", each part that has one of these words is left
+    out. words: said after ", back view". negative: what is not seen from behind, such as "eyes, nose, mouth", for
+    Perp-Neg: the question "not_behind", whose weight grows from 0 at the front to -1 at the back.
+    """
+
+    hidden: tuple[str, ...] = FACE
+    words: str = ""
+    negative: str = ""
+
+    def shows(self, prompt: str) -> str:
+        """The prompt without its hidden parts: "with a, b and c" is a list, and without the "and" a comma ends it."""
+        hidden = set(self.hidden)
+        told, *rest = JOINT.split(prompt)
+        joints, parts = rest[::2], rest[1::2]
+        i = 0
+        while i < len(parts):
+            end = _list_end(joints, i)
+            if end == i:  # no list
+                told, i = told + joints[i] + parts[i], i + 1
+                continue
+            kept = [part for part in parts[i:end] if hidden.isdisjoint(re.findall(r"[\w'-]+", part.lower()))]
+            if len(kept) == end - i:
+                told += "".join(joint + part for joint, part in zip(joints[i:end], parts[i:end], strict=True))
+            elif kept:
+                *most, last = kept
+                told += joints[i] + ", ".join(most) + (" and " if most else "") + last
+            i = end
+        return told
+
+
+def _list_end(joints: Sequence[str], i: int) -> int:
+    """How far the list goes that joint i opens; i where it opens none."""
+    if joints[i].split()[-1] not in ("with", "wearing"):
+        return i
+    end = i + 1
+    while end < len(joints) and joints[end] == ", ":
+        end += 1
+    if end == len(joints) or not joints[end].endswith("and "):
+        return i + 1
+    while end < len(joints) and joints[end].endswith("and "):
+        end += 1
+    return end
+
+
+@dataclass(frozen=True)
 class Prompts:
     """A prompt and what may be added to it.
 
     negative: what the object should not be, or None. view_words: say ", front view" and so on, which only a prior that
     sees one view at a time needs. name_background: say ", on white" where the background has a name. source: what the
-    asset that is edited was before, or None where nothing is edited.
+    asset that is edited was before, or None where nothing is edited. instruction: how it is edited, for a prior that
+    reads that itself. back: how views from behind are told, where views have words.
     """
 
     prompt: str
@@ -57,6 +113,8 @@ class Prompts:
     view_words: bool = False
     name_background: bool = True
     source: str | None = None
+    instruction: str | None = None
+    back: BackView | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", tidy(self.prompt))
@@ -64,39 +122,70 @@ class Prompts:
             object.__setattr__(self, "negative", tidy(self.negative, "negative prompt"))
         if self.source is not None:
             object.__setattr__(self, "source", tidy(self.source, "source prompt"))
+        if self.instruction is not None:
+            object.__setattr__(self, "instruction", tidy(self.instruction, "instruction"))
+
+    @property
+    def negates_behind(self) -> bool:
+        """Whether there is a question "not_behind"."""
+        return self.view_words and self.back is not None and bool(self.back.negative)
 
     def names(self) -> frozenset[str]:
         """The questions that these prompts can ask."""
         avoided = [f"not_{word}" for word in AVOIDED] if self.view_words else []
+        behind = ["not_behind"] if self.negates_behind else []
         given = [name for name in ("negative", "source") if getattr(self, name) is not None]
-        return frozenset(("cond", "cond_plain", "uncond", *avoided, *given))
+        told = [] if self.instruction is None else SHOWN
+        return frozenset(("cond", "cond_plain", "uncond", *avoided, *behind, *given, *told))
 
     def texts(self, cameras: Cameras, background: Background, look: str = "rgb") -> dict[str, tuple[str, ...]]:
         """For each question one text per view [B]."""
-        rows = len(cameras)
-        said, view, behind = self.prompt + LOOK_WORDS[look], [""] * rows, [""] * rows
+        rows, look_words = len(cameras), LOOK_WORDS[look]
+        views, behind = [""] * rows, [""] * rows
         if self.view_words:
             angles = zip(cameras.azimuth_deg.tolist(), cameras.elevation_deg.tolist(), strict=True)
-            view = [f", {view_word(*angle)} view" for angle in angles]
+            views = [view_word(*angle) for angle in angles]
         if self.name_background and background.name is not None:
             group = rows // len(background.name)
             behind = [f", on {background.name[i // group]}" for i in range(rows)]
+        said = self.prompt + look_words
+
+        def captions(prompt: str) -> tuple[str, ...]:
+            seen = [self.seen(prompt, look_words, view) for view in views]
+            return tuple(text + b for text, b in zip(seen, behind, strict=True))
+
         texts = {
-            "cond": tuple(said + v + b for v, b in zip(view, behind, strict=True)),
+            "cond": captions(self.prompt),
             "cond_plain": tuple(said + b for b in behind),
             "uncond": ("",) * rows,
         }
         if self.view_words:
             texts |= {f"not_{word}": tuple(f"{said}, {word} view{b}" for b in behind) for word in AVOIDED}
+        if self.back is not None and self.negates_behind:
+            texts["not_behind"] = (self.back.negative,) * rows
         if self.negative is not None:
             texts["negative"] = (self.negative,) * rows
         if self.source is not None:
-            texts["source"] = tuple(self.source + LOOK_WORDS[look] + v + b for v, b in zip(view, behind, strict=True))
+            texts["source"] = captions(self.source)
+        if self.instruction is not None:
+            texts |= {"image": ("",) * rows, "instruct": (self.instruction,) * rows}
         return texts
 
+    def seen(self, prompt: str, look_words: str, view: str) -> str:
+        """A prompt as it is told of a view, by the view's word or "" for none."""
+        if not view:
+            return prompt + look_words
+        if view != "back" or self.back is None:
+            return f"{prompt}{look_words}, {view} view"
+        words = f", {self.back.words}" if self.back.words else ""
+        return f"{self.back.shows(prompt)}{look_words}, back view{words}"
+
     def weights(self, cameras: Cameras) -> dict[str, Float[Tensor, "B"]]:
-        """The weight per view of each question that has one; see `perp_neg_weights`."""
-        return perp_neg_weights(cameras) if self.view_words else {}
+        """The weight per view of each question that has one; see `perp_neg_weights` and `BackView`."""
+        if not self.view_words:
+            return {}
+        behind = {"not_behind": -torch.deg2rad(cameras.azimuth_deg / 2).sin().square()} if self.negates_behind else {}
+        return perp_neg_weights(cameras) | behind
 
 
 def perp_neg_weights(cameras: Cameras) -> dict[str, Float[Tensor, "B"]]:

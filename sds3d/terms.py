@@ -25,7 +25,7 @@ from .core import (
     Step,
     Views,
 )
-from .prompts import Embeddings, Prompts
+from .prompts import SHOWN, BackView, Embeddings, Prompts
 from .schedules import Number, value
 
 FAR = 0.2  # the grey of the farthest depth
@@ -73,7 +73,7 @@ class Guide:
 
     prior: the name of its own prior; None takes the stage's. look: the picture that the prior sees. weight: times its
     gradient. view_words: tell a single-view prior which side it sees. control: one picture for each ControlNet of the
-    prior, or none, which leaves it unsteered.
+    prior, or none, which leaves it unsteered. back: what a single-view prior is told of views from behind.
     """
 
     guidance: Guidance = field(metadata={"inline": True})
@@ -82,6 +82,7 @@ class Guide:
     weight: Number = 1.0
     view_words: bool = True
     control: tuple[ControlSource, ...] = field(default=(), metadata={"unsaid": True})
+    back: BackView | None = field(default=None, metadata={"unsaid": True})
 
 
 @dataclass(frozen=True)
@@ -118,16 +119,22 @@ class Term:
     def __post_init__(self) -> None:
         self.embeddings = Embeddings(self.prior)
 
-    def conditions(self, cameras: Cameras, background: Background) -> dict[str, Condition]:
+    def conditions(self, cameras: Cameras, background: Background, was: Image | None = None) -> dict[str, Condition]:
         """What the prior is told about each view, by the name of the question; every question has the same control.
 
-        Raises ValueError for words and pictures that the prior cannot be told.
+        was: the source's picture, which only a prior that `reads_source` is shown, in the questions `SHOWN`. Raises
+        ValueError for words and pictures that the prior cannot be told.
         """
         texts = self.prompts.texts(cameras, background, self.look)
+        if not getattr(self.prior, "reads_source", False):
+            texts = {name: rows for name, rows in texts.items() if name not in SHOWN}
         seen = cameras.resized(self.prior.size, self.prior.size)
         control = tuple(source(seen) for source in self.control)
         told = {
-            name: self.prior.condition(self.embeddings(rows), cameras, control=control) for name, rows in texts.items()
+            name: self.prior.condition(
+                self.embeddings(rows), cameras, reference=was if name in SHOWN else None, control=control
+            )
+            for name, rows in texts.items()
         }
         weights = self.prompts.weights(cameras)
         return told | {name: replace(told[name], weight=weight) for name, weight in weights.items()}
@@ -135,7 +142,7 @@ class Term:
     def __call__(self, out: RenderOutput, cameras: Cameras, background: Background, step: Step) -> Guided:
         was = None if self.source is None else self.source.image(self.look, cameras, background, step)
         views = Views(LOOKS[self.look](out), out, cameras, was)
-        conditions = self.conditions(cameras, background)
+        conditions = self.conditions(cameras, background, was)
         guided = self.guidance(self.prior, views, conditions, step.child(self.name), self.learners)
         weight = value(self.weight, step.progress)
         parts = None if guided.parts is None else {name: weight * part for name, part in guided.parts.items()}

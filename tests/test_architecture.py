@@ -57,7 +57,7 @@ OWNERS = {
     "imageio": {"export"},
     "trimesh": {"export"},
     "pxr": {"export"},
-    "PIL": {"export", "watchers", "sheet", "report", "playroom"},
+    "PIL": {"export", "watchers", "sheet", "report", "playroom", "learning"},
     "rich": {"watchers", "cli"},
     "click": {"cli", "ending"},
     "yaml": {"recipes"},

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -10,8 +11,9 @@ from small_run import prior
 
 from sds3d.cameras import orbit
 from sds3d.core import Background
+from sds3d.playroom.grammar import caption, heads
 from sds3d.priors.analytic import AnalyticPrior
-from sds3d.prompts import LONGEST, Embeddings, Prompts, perp_neg_weights, tidy
+from sds3d.prompts import LONGEST, BackView, Embeddings, Prompts, perp_neg_weights, tidy
 
 RING = orbit([0, 90, 180, 270], 0.0, 8)
 WHITE = Background(torch.ones(4, 3), ("white",))
@@ -108,3 +110,52 @@ def test_each_text_is_encoded_once_and_alone(unchecked) -> None:
     again = embeddings(["blue", "red"])
     assert counting.asked == [("red",), ("",), ("blue",)]
     assert torch.equal(again, first[[3, 0]])
+
+
+ADORNED = "a head with tan skin, red hair, blue eyes, glasses, a hat and a smile"
+
+
+def test_a_view_from_behind_is_told_without_what_cannot_be_seen_there() -> None:
+    back = BackView(words="<back-view>, without faces")
+    texts = Prompts(ADORNED, view_words=True, source="a head with a beard", back=back).texts(RING, WHITE)
+    said = "a head with tan skin, red hair and a hat, back view, <back-view>, without faces, on white"
+    assert texts["cond"][2] == said
+    plain = Prompts(ADORNED, view_words=True).texts(RING, WHITE)
+    for k in (0, 1, 3):
+        assert texts["cond"][k] == plain["cond"][k]
+    assert texts["source"][2].startswith("a head, back view") and texts["source"][0].startswith("a head with a beard,")
+    for name in ("cond_plain", "not_front", "not_side"):
+        assert texts[name] == plain[name]
+
+
+def test_the_playrooms_heads_keep_their_grammar() -> None:
+    for spec in heads():
+        seen = replace(spec, eyes=None, glasses=False, beard=False, smile=False)
+        assert BackView().shows(caption(spec)) == caption(seen)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "seen"),
+    [
+        ("a man with a beard, a DSLR photo", "a man, a DSLR photo"),
+        ("a woman with red hair wearing sunglasses, 8k", "a woman with red hair, 8k"),
+        ("a man with a beard, wearing a hat and glasses, oil", "a man, wearing a hat, oil"),
+        ("a pirate with one eye, a scar, and a Smile and a hat, oil", "a pirate with one eye, a scar and a hat, oil"),
+        ("a car with blue eyeshadow", "a car with blue eyeshadow"),
+        ("a smile", "a smile"),
+        ("a table with legs, sandy", "a table with legs, sandy"),
+    ],
+)
+def test_what_a_prompt_lists_is_left_out_part_by_part(prompt: str, seen: str) -> None:
+    assert BackView().shows(prompt) == seen
+    assert BackView(hidden=()).shows(prompt) == prompt
+
+
+def test_a_negative_of_views_from_behind_weighs_by_the_angle() -> None:
+    prompts = Prompts(ADORNED, view_words=True, back=BackView(negative="eyes"))
+    assert prompts.names() == frozenset(prompts.texts(RING, WHITE))
+    assert prompts.texts(RING, WHITE)["not_behind"] == ("eyes",) * 4
+    assert prompts.weights(RING)["not_behind"].tolist() == pytest.approx([0, -0.5, -1, -0.5], abs=1e-6)
+    for silent in (replace(prompts, view_words=False), replace(prompts, back=BackView())):
+        assert "not_behind" not in silent.names() | silent.weights(RING).keys() | silent.texts(RING, WHITE).keys()
+    assert replace(prompts, view_words=False).texts(RING, WHITE)["cond"] == (f"{ADORNED}, on white",) * 4

@@ -1,7 +1,8 @@
 """Names of priors, where they lie and under which licence; and the one way to open a prior.
 
 A prior is named by a word of this table, by a local folder, or by the id of a model hub whose files have been fetched
-before: opening never touches the network. ControlNets that steer it follow its name, each after a "+".
+before: opening never touches the network. ControlNets that steer it follow its name, each after a "+", and so do files
+of words that were learnt for it.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ CATALOGUE = present(ENTRIES)
 
 def open_prior(name: str | Path, device: torch.device | str = "cpu") -> NetworkPrior | Sd3Prior:
     """The prior of a catalogue name, a local folder, or a hub id in the local cache; "+NET" adds a ControlNet's folder,
-    or hub id and perhaps its folder in there: "sd15+CrucibleAI/ControlNetMediaPipeFace/diffusion_sd15".
+    or hub id and perhaps its folder in there: "sd15+CrucibleAI/ControlNetMediaPipeFace/diffusion_sd15", and "+FILE" the
+    learnt words of a .safetensors file.
 
     Raises ValueError for an unknown name (with the nearest known ones) or a folder that is not a model that we read,
     and FileNotFoundError for what is not there.
@@ -104,14 +106,16 @@ def open_prior(name: str | Path, device: torch.device | str = "cpu") -> NetworkP
     )
 
 
-def with_nets(prior: NetworkPrior | Sd3Prior, nets: list[str]) -> NetworkPrior:
-    """A prior under named ControlNets. Raises ValueError or FileNotFoundError, in a sentence."""
+def with_nets(prior: NetworkPrior | Sd3Prior, parts: list[str]) -> NetworkPrior:
+    """A prior under named ControlNets, and with learnt words. Raises ValueError or FileNotFoundError, in a sentence."""
     from .control import controlled
     from .network import NetworkPrior
 
     if not isinstance(prior, NetworkPrior):
-        raise ValueError(f'The prior "{prior.name}" has no UNet, so no ControlNet that we read fits it.')
-    return controlled(prior, [net_place(net) for net in nets])
+        lacks = "one text encoder, so no learnt word" if words else "UNet, so no ControlNet"
+        raise ValueError(f'The prior "{prior.name}" has no {lacks} that we read fits it.')
+    prior = with_tokens(prior, words) if words else prior
+    return controlled(prior, [net_place(net) for net in nets]) if nets else prior
 
 
 def net_place(name: str) -> Path:
@@ -123,7 +127,10 @@ def net_place(name: str) -> Path:
 
 
 def opened(
+    from .token import with_tokens
     place: Path,
+    words = [part for part in parts if part.endswith(".safetensors")]
+    nets = [part for part in parts if part not in words]
     device: torch.device | str,
     name: str | None = None,
     single: bool = False,

@@ -45,6 +45,11 @@ class TextReader:
                 f"The prompt takes {count} tokens and this prior reads {self.length}; shorten it: {prompt[:60]!r} ..."
             )
 
+    def numbers(self, prompt: str) -> Int[Tensor, "1 L"]:
+        """The padded tokens of a prompt, where the text encoder is."""
+        tokens = self.tokenizer(prompt, padding="max_length", max_length=self.length, return_tensors="pt")
+        return tokens["input_ids"].to(self.encoder.device)
+
     def states(self, tokens: Int[Tensor, "1 L"]) -> Float[Tensor, "1 rows d"]:
         """What the network is told of a padded prompt: the last hidden states."""
         return self.encoder(tokens).last_hidden_state
@@ -56,8 +61,7 @@ class TextReader:
             if prompt not in self.cache:
                 self.check(prompt)
                 # Each prompt is encoded alone, because the bits of a batched product depend on the batch.
-                tokens = self.tokenizer(prompt, padding="max_length", max_length=self.length, return_tensors="pt")
-                self.cache[prompt] = self.states(tokens["input_ids"].to(self.encoder.device))[0].float()
+                self.cache[prompt] = self.states(self.numbers(prompt))[0].float()
         return torch.stack([self.cache[prompt] for prompt in prompts])
 
 
