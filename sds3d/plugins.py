@@ -23,6 +23,7 @@ KINDS: dict[str, dict[str, str]] = {
         "sds": "sds3d.guidance.sds:Sds",
         "dds": "sds3d.guidance.dds:Dds",
         "iesd": "sds3d.guidance.iesd:Iesd",
+        "ip2p": "sds3d.guidance.ip2p:Ip2p",
         "pds": "sds3d.guidance.pds:Pds",
         "pull": "sds3d.guidance.pull:Pull",
         "vsd": "sds3d.guidance.vsd:Vsd",
@@ -51,6 +52,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "mix": {
         "cfg": "sds3d.guidance.mix:Cfg",
+        "instruct": "sds3d.guidance.mix:Instruct",
         "alone": "sds3d.guidance.mix:Alone",
         "repel": "sds3d.guidance.mix:Repel",
         "perp_neg": "sds3d.guidance.mix:PerpNeg",

@@ -9,10 +9,12 @@
 | E_perp     | PerpNeg        | E_base + s (dC + sum_i w_i perp(E_i - E_base, dC))                   |
 | perp(a, b) | perpendicular  | a - <a, b> / <b, b> b, in each row                                   |
 | phi        | Rescale.phi    | X' = (phi f + 1 - phi) X(E_mix)                                      |
+| s_I, s_T   | Instruct       | E_0 + s_I (E_I - E_0) + s_T (E_T - E_I)                              |
 | f          | factor         | (std X(E_cond) + 1e-8) / (std X(E_mix) + 1e-8), over one joint group |
 
-Guidance scales have this one meaning everywhere. Code bases that write E_cond + s' (E_cond - E_base) mean s' = s - 1.
-Perp-Neg: Armandpour et al. 2023 (arXiv 2304.04968). The rescale is that of Lin et al. 2024 (arXiv 2305.08891), in
+E_I is told the source's picture, E_T also the instruction, E_0 neither (InstructPix2Pix, Brooks et al. 2022, arXiv
+2211.09800). Guidance scales have this one meaning everywhere. Code bases that write E_cond + s' (E_cond - E_base) mean
+s' = s - 1. Perp-Neg: Armandpour et al. 2023 (arXiv 2304.04968). The rescale is that of Lin et al. 2024 (arXiv 2305.08891), in
 MVDream's form (Shi et al. 2023, arXiv 2308.16512).
 """
 
@@ -59,6 +61,29 @@ class Alone:
     def __call__(self, eps: Mapping[str, Tensor], conditions: Mapping[str, Condition], x: Noised, group: int) -> Tensor:
         """The prediction [N, c, *s]."""
         return eps[self.name]
+
+
+@dataclass(frozen=True)
+class Instruct:
+    """What an instruction changes and what its source keeps: E_uncond + image_scale (E_image - E_uncond) + scale
+    (E_instruct - E_image). Raises ValueError for a negative scale.
+    """
+
+    scale: float = 7.5
+    image_scale: float = 1.5
+
+    def __post_init__(self) -> None:
+        check_scale(self.scale)
+        check_scale(self.image_scale, "image_scale")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("uncond", "image", "instruct")
+
+    def __call__(self, eps: Mapping[str, Tensor], conditions: Mapping[str, Condition], x: Noised, group: int) -> Tensor:
+        """The combined prediction [N, c, *s]."""
+        source = toward(eps["image"], eps["uncond"], self.image_scale)
+        return source + self.scale * (eps["instruct"] - eps["image"])
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 
 from .grammar import COLOURS, EXTRAS, EYES, HAIRS, SHAPES, SKINS, TOYS, Head, Pair, Spec, Thing, Toy, caption, words
@@ -60,16 +60,24 @@ def rewrite(source: Spec, instruction: str) -> Spec:
 def changes(instruction: str) -> list[Change]:
     """What an instruction says, in order. Raises ValueError for a sentence that is none."""
     said = [SAME.get(word, word) for word in spoken(instruction)]
-    known = {*SET, *TAKE, *SMALL, *ADJECTIVES, *NOUNS, "and", ",", ";"}
+    _check(said, {*SET, *TAKE, *SMALL, *ADJECTIVES, *NOUNS, "and", ",", ";"})
+    found = [change for verb, words in _clauses(said, instruction) for change in _items(verb in TAKE, words)]
+    if not found:
+        raise ValueError(f'"{instruction}" does not say what to change. An instruction says things like {EXAMPLES}.')
+    return found
+
+
+def check_words(text: str) -> None:
+    """Raise ValueError for words that are neither an instruction's nor a caption's, with close ones."""
+    _check(spoken(text), {*vocabulary(), ",", ";"})
+
+
+def _check(said: Sequence[str], known: Set[str]) -> None:
     unknown = [word for word in dict.fromkeys(said) if word not in known]
     if unknown:
         close = sorted({near for word in unknown for near in difflib.get_close_matches(word, sorted(known), n=3)})
         hint = f" Close words: {', '.join(close)}." if close else ""
         raise ValueError(f"An instruction has no {', '.join(unknown)}.{hint} It says things like {EXAMPLES}.")
-    found = [change for verb, words in _clauses(said, instruction) for change in _items(verb in TAKE, words)]
-    if not found:
-        raise ValueError(f'"{instruction}" does not say what to change. An instruction says things like {EXAMPLES}.')
-    return found
 
 
 def spoken(instruction: str) -> list[str]:

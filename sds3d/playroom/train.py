@@ -26,9 +26,9 @@ from ..priors.pixel import PixelCodec
 from . import network
 from .batches import Batch, draw_batch, draw_mode, draw_t
 from .data import VIEWS, Cache
-from .fit import Fit, fill, parser, run
+from .denoising import Denoising
+from .fit import fill, parser, run
 
-MAX_WEIGHT = 5.0
 SPACES = {"pixel": network.PIXELS, "latent": network.LATENTS}
 
 
@@ -45,7 +45,7 @@ def codec(prior: str, vae: Path, device: torch.device | str = "cpu") -> Codec:
     return codec_of(files.load(vae).to(device), network.SIZE // network.UNSHUFFLE)
 
 
-class Training(Fit):
+class Training(Denoising):
     """A UNet and its text encoder learn to tell the clean picture, in pixels or in latents."""
 
     def __init__(self, args: argparse.Namespace, cache: Cache) -> None:
@@ -56,9 +56,8 @@ class Training(Fit):
         else:
             self.unet, self.text = network.seeded(args.seed, self.space)
         self.unet.class_embedding = OptionalCamera(self.unet.class_embedding)
-        super().__init__({"unet": self.unet, "text": self.text}, cache, args)
+        super().__init__({"unet": self.unet, "text": self.text}, cache, args, self.space)
         self.tokenizer = network.tokenizer()
-        self.alphas = network.scheduler(self.space).alphas_cumprod.to(self.device)
         self.tokens: dict[str, list[int]] = {}
 
     def encode(self, captions: list[str]) -> Tensor:
@@ -73,33 +72,21 @@ class Training(Fit):
         row = {words: i for i, words in enumerate(distinct)}
         return hidden[[row[words] for words in captions]]
 
-    def noise(self, rows: int, rng: np.random.Generator) -> Tensor:
-        """Standard normal noise [rows, c, 16, 16]."""
-        side = network.SIZE // network.UNSHUFFLE
-        return torch.from_numpy(rng.standard_normal((rows, self.space.channels, side, side), dtype=np.float32))
-
     def loss(self, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
-        """Squared error of the clean latent per row [N], weighted by 1 / sigma^2 <= MAX_WEIGHT: that of v, bounded.
-
-        1 / sigma^2 is 1 + alpha^2 / sigma^2, so this is min-SNR's weight but for one, whose bound of 5 was found on
-        pixels and on latents of unit variance alike (Hang et al. 2023, arXiv 2303.09556): one weight for both spaces.
-        """
+        """The error per row [N]; see `Denoising.error`."""
         with torch.no_grad():  # in fp32, as a run's renders are encoded
             z = self.codec.encode(batch.pictures.to(self.device)).contiguous(memory_format=torch.channels_last)
-        t, noise = t.to(self.device), noise.to(self.device)
-        alpha, sigma = (level.sqrt()[:, None, None, None] for level in (self.alphas[t], 1 - self.alphas[t]))
-        labels = OptionalCamera.labels(batch.camera, len(z)).to(self.device)
+        x = self.noised(z, t, noise)
         with torch.autocast(self.device.type, torch.bfloat16):
             clean = self.unet(
-                alpha * z + sigma * noise,
-                t,
+                x,
+                t.to(self.device),
                 self.encode(batch.captions),
-                class_labels=labels,
+                class_labels=OptionalCamera.labels(batch.camera, len(z)).to(self.device),
                 cross_attention_kwargs={"views": batch.views},
                 return_dict=False,
             )[0]
-        weight = sigma.square().reciprocal().clamp_max(MAX_WEIGHT).flatten()
-        return weight * (clean.float() - z).square().mean(dim=(1, 2, 3))
+        return self.error(clean, z, t)
 
     def losses(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         views, camera = draw_mode(self.step, rng)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +24,25 @@ from ..priors.pixel import PixelCodec
 from . import network
 from .batches import draw_t
 from .data import VIEWS
+from .denoising import Denoising
 from .edit_pairs import EditBatch, Pairs, draw_batch
-from .fit import Fit, fill, parser, run
+from .fit import fill, parser, run
 from .instructions import vocabulary
-from .train import MAX_WEIGHT
 
 DIFFERENT = 0.2  # of a latent's number, in [-1, 1], from which on a place is edited
 DROPPED = 0.05  # how often a scene's instruction, its source, and both are left out, for guidance
 
 
-class EditTraining(Fit):
+class EditTraining(Denoising):
     """A UNet and its text encoder learn to tell the clean edited picture."""
 
     def __init__(self, args: argparse.Namespace, pairs: Pairs) -> None:
         net, text = network.load(args.prior)
         self.unet, self.text = network.told_source(net, text, vocabulary(), args.seed)
         self.unet.class_embedding = OptionalCamera(self.unet.class_embedding)
-        super().__init__({"unet": self.unet, "text": self.text}, pairs, args)
+        super().__init__({"unet": self.unet, "text": self.text}, pairs, args, network.PIXELS)
         self.codec = PixelCodec(network.SIZE, network.UNSHUFFLE)
         self.tokenizer = network.tokenizer(vocabulary())
-        self.alphas = network.scheduler().alphas_cumprod.to(self.device)
 
     def encode(self, text: Any, instructions: list[str]) -> Tensor:
         """Token embeddings [N, L, d], each distinct instruction encoded once."""
@@ -51,27 +51,24 @@ class EditTraining(Fit):
         hidden = text(input_ids=torch.tensor(padded["input_ids"], device=self.device)).last_hidden_state
         return hidden[[distinct.index(words) for words in instructions]]
 
-    def loss(self, batch: EditBatch, t: Tensor, noise: Tensor, shown: Tensor) -> Tensor:
-        """Squared error of the clean latent per row [N], weighted as in `train`. shown: rows that see their source."""
-        with torch.no_grad():
-            before, z = (
-                self.codec.encode(x.to(self.device)).contiguous(memory_format=torch.channels_last)
-                for x in (batch.before, batch.after)
-            )
-        t, noise, shown = t.to(self.device), noise.to(self.device), shown.to(self.device)
-        alpha, sigma = (level.sqrt()[:, None, None, None] for level in (self.alphas[t], 1 - self.alphas[t]))
-        labels = OptionalCamera.labels(batch.camera, len(z)).to(self.device)
+    def clean(self, nets: Sequence[Any], x: Tensor, t: Tensor, before: Tensor, batch: EditBatch) -> Tensor:
+        """The clean latent after the edit, as a UNet and a text encoder tell it of latents x at t and before it."""
+        unet, text = nets
         with torch.autocast(self.device.type, torch.bfloat16):
-            clean = self.unet(
-                torch.cat([alpha * z + sigma * noise, before * shown[:, None, None, None]], dim=1),
-                t,
-                self.encode(self.text, batch.instructions),
-                class_labels=labels,
+            return unet(
+                torch.cat([x, before], dim=1),
+                t.to(self.device),
+                self.encode(text, batch.instructions),
+                class_labels=OptionalCamera.labels(batch.camera, len(x)).to(self.device),
                 cross_attention_kwargs={"views": batch.views},
                 return_dict=False,
             )[0]
-        weight = sigma.square().reciprocal().clamp_max(MAX_WEIGHT).flatten()
-        return weight * (clean.float() - z).square().mean(dim=(1, 2, 3))
+
+    def latents(self, batch: EditBatch) -> tuple[Tensor, Tensor]:
+        """Before and after [N, 48, 16, 16]."""
+        pictures = (x.to(self.device) for x in (batch.before, batch.after))
+        before, after = (self.codec.encode(x).contiguous(memory_format=torch.channels_last) for x in pictures)
+        return before, after
 
     def losses(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         # Joined views see one instruction for four pictures, so at first each picture has one of its own.
@@ -82,15 +79,13 @@ class EditTraining(Fit):
         chance = torch.from_numpy(rng.random(self.args.rows // views).repeat(views))
         silent, shown = (chance < 2 * DROPPED).tolist(), ((chance < DROPPED) | (chance > 3 * DROPPED)).float()
         said = ["" if left_out else words for left_out, words in zip(silent, batch.instructions, strict=True)]
-        batch = EditBatch(batch.before, batch.after, said, batch.camera, views)
-        losses = self.loss(batch, t, self.noise(len(t), rng), shown)
+        batch = replace(batch, instructions=said)
+        before, z = self.latents(batch)
+        x = self.noised(z, t, self.noise(len(t), rng))
+        shown = shown.to(self.device)[:, None, None, None]
+        losses = self.error(self.clean((self.unet, self.text), x, t, shown * before, batch), z, t)
         seen = losses.detach().cpu()
         return losses, {"loss": seen, "loss_high_t": seen[t > 850]}
-
-    def noise(self, rows: int, rng: np.random.Generator) -> Tensor:
-        """Standard normal noise [rows, c, 16, 16]."""
-        side = network.SIZE // network.UNSHUFFLE
-        return torch.from_numpy(rng.standard_normal((rows, network.PIXELS.channels, side, side), dtype=np.float32))
 
     @torch.no_grad()
     def judge(self) -> dict[str, float]:
@@ -100,22 +95,13 @@ class EditTraining(Fit):
         """
         rng = np.random.default_rng(1)
         batch = draw_batch(self.cache, 64, rng, VIEWS, camera=True)
-        t, noise = torch.full((64,), 900, device=self.device), self.noise(64, rng).to(self.device)
-        before, z = (self.codec.encode(x.to(self.device)) for x in (batch.before, batch.after))
-        x = self.alphas[900].sqrt() * z + (1 - self.alphas[900]).sqrt() * noise
+        before, z = self.latents(batch)
+        t = torch.full((len(z),), 900)
+        x = self.noised(z, t, self.noise(len(z), rng))
         differ = ((before - z).abs().amax(dim=1, keepdim=True) > DIFFERENT).expand_as(z)
-        unet, text = self.average
 
         def error(said: list[str]) -> float:
-            with torch.autocast(self.device.type, torch.bfloat16):
-                clean = unet(
-                    torch.cat([x, before], dim=1),
-                    t,
-                    self.encode(text, said),
-                    class_labels=OptionalCamera.labels(batch.camera, 64).to(self.device),
-                    cross_attention_kwargs={"views": VIEWS},
-                    return_dict=False,
-                )[0]
+            clean = self.clean(self.average, x, t, before, replace(batch, instructions=said))
             return (clean.float() - z)[differ].square().mean().item()
 
         shuffled = batch.instructions[VIEWS:] + batch.instructions[:VIEWS]

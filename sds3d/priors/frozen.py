@@ -72,6 +72,11 @@ class FolderPrior(ABC):
         """The cameras as the network is told them, or None where it is not."""
         return None
 
+    def told_reference(self, reference: Image | None) -> Tensor | None:
+        """A reference picture as the network is told it. Raises ValueError where it reads none."""
+        self.refuse_pictures(reference is not None)
+        return None
+
     def told_control(self, control: Sequence[Control], rows: int) -> tuple[tuple[Tensor, Tensor], ...]:
         """Control pictures as `rows` rows of the network are told them. Raises ValueError where it reads none."""
         self.refuse_pictures(bool(control))
@@ -85,11 +90,11 @@ class FolderPrior(ABC):
         control: Sequence[Control] = (),
     ) -> Condition:
         """text: [N, L, d], or one row for all. Raises ValueError for a picture that this network cannot be told."""
-        self.refuse_pictures(reference is not None)
+        image = self.told_reference(reference)
         if cameras is not None and text.shape[0] == 1:
             text = text.expand(len(cameras), -1, -1)
         camera = None if cameras is None else self.told_camera(cameras)
-        return Condition(text, camera, control=self.told_control(control, text.shape[0]))
+        return Condition(text, camera, image, control=self.told_control(control, text.shape[0]))
 
     def owns(self, adapter: object) -> bool:
         """Whether an adapter is one of this network's, which shares its forward."""

@@ -84,19 +84,23 @@ class NetworkPrior(FolderPrior):
         self.refuse_pictures(any(query.condition.control for query in queries))
         return {}
 
+    def shown(self, queries: Sequence[Query]) -> Tensor:
+        """What the network sees of all queries: the noised latents [N, c, *s]. Raises ValueError for a reference."""
+        self.refuse_pictures(any(query.condition.image is not None for query in queries))
+        return torch.cat([query.z_t.to(next(self.unet.parameters())) for query in queries])
+
     def forward(self, queries: Sequence[Query]) -> list[Latent]:
         """eps for each query from one batched forward of the network, with gradient to their adapters."""
         weight = next(self.unet.parameters())
         rows = [query.z_t.shape[0] for query in queries]
         if any(n % self.group for n in rows):
             raise ValueError(f'The prior "{self.name}" denoises {self.group} views jointly; given {rows} rows.')
-        self.refuse_pictures(any(query.condition.image is not None for query in queries))
         told: dict[str, Any] = {}
         if isinstance(self.unet.class_embedding, OptionalCamera):
             told["cross_attention_kwargs"] = {"views": self.group}
             told["class_labels"] = torch.cat([self.labels(query).to(weight) for query in queries])
         asked = (
-            torch.cat([query.z_t.to(weight) for query in queries]),
+            self.shown(queries),
             torch.cat([self.index(query.t) for query in queries]).to(weight.device),
             torch.cat([query.condition.text.to(weight) for query in queries]),
         )
@@ -133,7 +137,8 @@ def open_folder(
     """Open a model folder in the layout of diffusers.
 
     With vae/ its latents are the autoencoder's, without it they are pixels. A network with a 16-number class embedding
-    is multi-view (4 views, told their cameras); `single` opens it as an ordinary one-view model without a camera.
+    is multi-view (4 views, told their cameras); `single` opens it as an ordinary one-view model without a camera. One
+    with twice the channels of its latents is an `edit.EditPrior`.
     check_words: see `text.TextReader`. Raises FileNotFoundError or ValueError, in a sentence, and before any network is
     built wherever the files tell.
     """
@@ -144,7 +149,9 @@ def open_folder(
     weights = [file for part in parts for file in files.weight_files(folder / part)]
     config = files.read_json(folder / "unet" / "config.json")
     joint = sees_cameras(folder, config)
-    fold = 1 if latent else fold_of(config["in_channels"])
+    edits = config["in_channels"] == 2 * config["out_channels"]
+    channels = config["in_channels"] // 2 if edits else config["in_channels"]
+    fold = 1 if latent else fold_of(channels)
     alphas_cumprod, prediction = files.levels(folder)
     tokenizer = files.load_tokenizer(folder / "tokenizer")
 
@@ -157,13 +164,15 @@ def open_folder(
     encoder = files.load(folder / "text_encoder", dtype).to(device)
     if latent:
         codec = codec_of(files.load(folder / "vae").to(device), config["sample_size"])
-        if codec.vae.config.latent_channels != config["in_channels"]:
+        if codec.vae.config.latent_channels != channels:
             raise ValueError(
                 f"{folder} takes {config['in_channels']} channels, its vae gives another number: not text-to-image."
             )
     else:
         codec = PixelCodec(config["sample_size"] * fold, fold)
-    return NetworkPrior(
+    from .edit import EditPrior  # which is a kind of this file's prior
+
+    return (EditPrior if edits else NetworkPrior)(
         name=name or folder.name,
         licence=files.licence(folder),
         weights=tuple(weights),
