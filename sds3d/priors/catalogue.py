@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).parent.parent / "playroom" / "weights"
 LATENT_WEIGHTS = WEIGHTS.with_name("weights-latent")
+EDIT_WEIGHTS = WEIGHTS.with_name("weights-edit")
+NETS = {"playroom-control": WEIGHTS.with_name("weights-control")}  # ControlNets of the package, by name
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,13 @@ def check_playroom(prompt: str) -> None:
     check_words(prompt)
 
 
+def check_instruction(text: str) -> None:
+    """Raise ValueError for words that neither captions nor instructions of the playroom have."""
+    from ..playroom.instructions import check_words
+
+    check_words(text)
+
+
 ENTRIES: dict[str, Entry] = {
     "playroom": Entry(
         WEIGHTS, "Apache-2.0", "the embedded world, four views at once, 64 pixels", check_words=check_playroom
@@ -57,6 +66,12 @@ ENTRIES: dict[str, Entry] = {
         "Apache-2.0",
         "the embedded world in the latents of an autoencoder, four views at once, 64 pixels",
         check_words=check_playroom,
+    ),
+    "playroom-edit": Entry(
+        EDIT_WEIGHTS,
+        "Apache-2.0",
+        "shown four views of the embedded world and told an instruction, it draws them edited, 64 pixels",
+        check_words=check_instruction,
     ),
     "sd15": Entry(
         "stable-diffusion-v1-5/stable-diffusion-v1-5", "CreativeML OpenRAIL-M", "Stable Diffusion 1.5, 512 pixels"
@@ -119,7 +134,9 @@ def with_nets(prior: NetworkPrior | Sd3Prior, parts: list[str]) -> NetworkPrior:
 
 
 def net_place(name: str) -> Path:
-    """The folder of a ControlNet: a local one, or in the local cache that of a hub id or a folder below it."""
+    """The folder of a ControlNet: the package's, a local one, or in the local cache a hub id's or one below it."""
+    if name in NETS:
+        return NETS[name]
     parts = name.split("/")
     if Path(name).exists() or len(parts) < 2 or name.startswith((".", "/", "~")):
         return Path(name)
