@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from . import choosing
 from .core import Background, Cameras, Prior, Renderer, RenderOutput, Representation, Step
 from .losses import Losses
 from .prompts import Prompts
@@ -48,7 +49,10 @@ class BackgroundSampler(Protocol):
 
 @runtime_checkable
 class Start(Protocol):
-    """Makes the representation that a stage begins with, from the one before (None at the first stage)."""
+    """Makes the representation that a stage begins with, from the one before (None at the first stage).
+
+    A start that is a `choosing.Choice` makes what a stage without prompts and priors would begin with.
+    """
 
     def __call__(self, previous: Representation | None, step: Step) -> Representation: ...
 
@@ -193,9 +197,18 @@ def require_finite(rep: Representation, step: Step) -> None:
         )
 
 
-def frozen(stage: Stage, first: Step, device: str | torch.device) -> Source:
-    """What a run's first stage starts from, as it was, for the terms that edit it."""
-    return Source(stage.start(None, first).to(device).requires_grad_(False), stage.renderer)
+def started(
+    stage: Stage, previous: Representation | None, terms: Sequence[Term], first: Step, device: str | torch.device
+) -> Representation:
+    """What a stage starts from: what its start makes, or chooses by what the first term's prompts and prior say."""
+    if not isinstance(stage.start, choosing.Choice):
+        return stage.start(previous, first).to(device)
+    candidates = [rep.to(device) for rep in stage.start.candidates(first)]
+    like, group = next(candidates[0].parameters()).detach(), joint_group(terms)
+    looks = [
+        choosing.Look(*stage.look(replace(first, index=k), group, like), t) for k, t in enumerate(choosing.TIMES)
+    ]
+    return choosing.chosen(stage.start, candidates, terms[0], stage.renderer, looks, first.child("choice"))
 
 
 def never() -> bool:
@@ -235,6 +248,7 @@ def check(recipe: Recipe, prompts: Prompts, priors: Mapping[str, Prior]) -> None
     """Raise ValueError for what would stop a run before its first step; see `Stage.terms`."""
     for name, stage in recipe.stages.items():
         stage.terms(prompts, priors, Step(0, name))
+        choosing.check(stage.start)
 
 
 def run(
@@ -257,12 +271,18 @@ def run(
     if saved is not None and saved.stage not in firsts:
         raise ValueError(f'The checkpoint stands in stage "{saved.stage}", which this recipe does not have.')
     made = {name: stage.terms(prompts, priors, firsts[name]) for name, stage in recipe.stages.items()}
-    begins, begun = next(iter(recipe.stages.items()))
-    source = None if prompts.source is None else frozen(begun, firsts[begins], device)
+    source = None
+    if prompts.source is not None:  # What the first stage starts from, as it was, for the terms that edit it.
+        begins, begun = next(iter(recipe.stages.items()))
+        was = started(begun, None, made[begins], firsts[begins], device)
+        source = Source(was.requires_grad_(False), begun.renderer)
     rep: Representation | None = None
     outcome = None
     for name, stage in recipe.stages.items():
-        rep = (stage.start(rep, firsts[name]) if saved is None else stage.start.blank(rep)).to(device)
+        if saved is None:
+            rep = started(stage, rep, made[name], firsts[name], device)
+        else:
+            rep = stage.start.blank(rep).to(device)
         if saved is not None and name != saved.stage:
             continue  # Its result lies in the checkpoint.
         terms, begin = made[name], 0

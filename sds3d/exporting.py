@@ -24,6 +24,7 @@ from .meshing import Meshed, hard
 from .record import RunFolder, checkpoints, read_manifest
 from .renderers.raster import Raster
 from .representations.mesh import Triangles, icosphere
+from .representations.template_mesh import TemplateMesh
 
 MESHED_DB = 22.0  # of a mesh against what it was made of, whose fuzzy edges, which no surface has, are cut
 FUZZY_DB = 18.0  # of a mesh against what it was made of as it is: haze that the cut takes away is missed here
@@ -45,7 +46,9 @@ class RunAsset:
         """The views are those of the last step of the stage that the run stands in."""
         stage = recipe.stages[outcome.stage]
         last = Step(manifest["seed"], outcome.stage, index=max(stage.steps - 1, 0), progress=1.0)
-        return cls(outcome, stage.renderer, stage.cameras(last), provenance(manifest))
+        rep = outcome.rep
+        told = provenance(manifest) | (rep.origins() if isinstance(rep, TemplateMesh) else {})
+        return cls(outcome, stage.renderer, stage.cameras(last), told)
 
 
 def provenance(manifest: Mapping[str, Any]) -> dict[str, str]:

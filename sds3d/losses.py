@@ -10,6 +10,9 @@
 | laplacian          | mean |mean of a vertex's neighbours - vertex|^2           | meshes with even triangles      |
 | normal_consistency | mean of 1 - cos of the angle between adjacent triangles   | meshes without creases          |
 | orientation        | mean over rays of sum w max(0, normal . ray)^2            | no density that faces away      |
+| displacement       | mean |offset of a vertex|^2                               | meshes near where they began    |
+| symmetry           | mean |one side - the other|^2 of offsets and of albedo    | heads alike on both sides       |
+| texture_tv         | mean |difference of neighbouring texels' albedo|          | textures without noise          |
 | tv                 | mean |difference of neighbouring raw numbers| of a grid   | fields without noise            |
 | eikonal            | mean (|gradient of the signed distances| - 1)^2           | distances that are distances    |
 
@@ -73,6 +76,31 @@ def normal_consistency(rep: Representation, out: RenderOutput, step: Step) -> Te
     return bends.sum() / max(len(bends), 1)
 
 
+def displacement(rep: Representation, out: RenderOutput, step: Step) -> Tensor:
+    """Mean squared distance of a mesh's vertices from where they began, in world units squared."""
+    offsets = getattr(rep, "offsets", None)
+    if not isinstance(offsets, Tensor):
+        raise ValueError(f'The regulariser "displacement" needs a mesh, and a {type(rep).__name__} is none.')
+    return offsets.square().sum(dim=-1).mean()
+
+
+def symmetry(rep: Representation, out: RenderOutput, step: Step) -> Tensor:
+    """Mean squared difference of the two sides of a head: of albedo in [0, 1], and of offsets in world units."""
+    found: Callable[[], Tensor] | None = getattr(rep, "asymmetry", None)
+    if found is None:
+        raise ValueError(f'The regulariser "symmetry" needs a head template, and a {type(rep).__name__} is none.')
+    return found()
+
+
+def texture_tv(rep: Representation, out: RenderOutput, step: Step) -> Tensor:
+    """Total variation of a texture's albedo in [0, 1]: the sum over its rows and columns."""
+    logits = getattr(rep, "albedo_logits", None)
+    if not isinstance(logits, Tensor):
+        raise ValueError(f'The regulariser "texture_tv" needs a textured mesh, and a {type(rep).__name__} is none.')
+    albedo = logits.sigmoid()
+    return albedo.diff(dim=0).abs().mean() + albedo.diff(dim=1).abs().mean()
+
+
 def orientation(rep: Representation, out: RenderOutput, step: Step) -> Tensor:
     """How much of what is seen in a volume faces away from the camera (Ref-NeRF, Verbin et al. 2022)."""
     if out.away is None:
@@ -129,6 +157,9 @@ LOSSES: dict[str, Callable[[Representation, RenderOutput, Step], Tensor]] = {
     "depth_tv": depth_tv,
     "laplacian": laplacian,
     "normal_consistency": normal_consistency,
+    "displacement": displacement,
+    "symmetry": symmetry,
+    "texture_tv": texture_tv,
     "orientation": orientation,
     "tv": tv,
     "eikonal": eikonal,

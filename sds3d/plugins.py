@@ -67,6 +67,7 @@ KINDS: dict[str, dict[str, str]] = {
         "unwrapped": "sds3d.meshing:Unwrapped",
         "file": "sds3d.opening:File",
         "head": "sds3d.heads:Head",
+        "chosen_head": "sds3d.representations.template_mesh:ChosenHead",
         "sphere": "sds3d.representations.mesh:Sphere",
         "shell": "sds3d.representations.isosurface:Shell",
         "ball": "sds3d.representations.field:Ball",

@@ -22,6 +22,7 @@ from ..representations.field import Field
 from ..representations.gaussians import Gaussians
 from ..representations.hash_field import HashField
 from ..representations.mesh import Mesh
+from ..representations.template_mesh import TemplateMesh
 from ..representations.texture import TexturedMesh
 from .check import draw, psnr
 from .placement import Placement
@@ -155,7 +156,13 @@ def export(
 
         return Exported(write_film(rep, folder / entry.file, renderer, told, entry.look))
     module, turn = _module(entry), placement.of(rep)
-    files: Files = module.encode(turn(rep), renderer, told, entry.file)
+    files: Files
+    if name == "glb" and isinstance(rep, TemplateMesh):
+        from .glb_morph import rigged
+
+        files = rigged(rep, turn, renderer, told, entry.file)
+    else:
+        files = module.encode(turn(rep), renderer, told, entry.file)
     again = turn.inverse(module.decode(files))
     views = turntable(CHECK_VIEWS, CHECK_SIZE) if cameras is None else cameras
     device = next(rep.parameters()).device

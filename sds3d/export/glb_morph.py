@@ -19,12 +19,14 @@ from torch import Tensor
 
 from ..core import Renderer
 from ..files import write as write_file
-from ..representations.clips import Clip
+from ..representations.clips import EXPRESSIONS, Clip
 from ..representations.mesh import Mesh, Triangles
+from ..representations.template_mesh import TemplateMesh
 from ..representations.texture import TexturedMesh
 from . import textures
 from .glb import document
 from .gltf import Buffer, read_glb, to_glb
+from .placement import Similarity
 from .rounding import float32
 from .surfaces import from_y_up, to_y_up, whole_normals
 
@@ -53,7 +55,7 @@ def encode(
     Raises TypeError for another representation than a mesh, ValueError for no shapes, for those of another mesh, and
     for clips of shapes that are not there.
     """
-    _check(mesh, shapes, clips)
+    _check_shapes(mesh, shapes, clips)
     buffer = Buffer()
     whole = document(mesh, renderer, buffer, name)
     rows = _rows(mesh)
@@ -72,7 +74,7 @@ def encode(
     return {name: to_glb(whole, buffer, provenance)}
 
 
-def _check(mesh: Triangles, shapes: Mapping[str, Tensor], clips: Sequence[Clip]) -> None:
+def _check_shapes(mesh: Triangles, shapes: Mapping[str, Tensor], clips: Sequence[Clip]) -> None:
     if not shapes:
         raise ValueError("There is no blendshape to write; a mesh without any is written as glb.")
     for name, moved in shapes.items():
@@ -136,6 +138,34 @@ def _points(table: np.ndarray) -> Tensor:
     return from_y_up(torch.from_numpy(table.astype(np.float64)))
 
 
+def rigged(
+    head: TemplateMesh, turn: Similarity, renderer: Renderer, provenance: Mapping[str, str], name: str
+) -> dict[str, bytes]:
+    """One file of a head with its template's blendshapes and a clip of expressions, placed as `turn` says.
+
+    Raises ArithmeticError for a file whose posed vertices are not ours.
+    """
+    placed = turn(head)
+    assert isinstance(placed, TemplateMesh)  # A similarity keeps what it moves.
+    shapes = {word: turn.scale * moved for word, moved in head.template.shapes.items()}
+    files = encode(placed, shapes, (EXPRESSIONS,), renderer, provenance, name)
+    check(name, files, placed, shapes, NEAR * max(1.0, turn.scale))
+    return files
+
+
+def check(
+    where: object, files: Mapping[str, bytes], mesh: Triangles, shapes: Mapping[str, Tensor], near: float = NEAR
+) -> None:
+    """Raise ArithmeticError where a vertex at weight 1, read back, is further from ours than `near`."""
+    again, rows = decode(files), _rows(mesh)
+    rest = mesh.vertices.detach().double().cpu()
+    for name, moved in shapes.items():
+        ours = (rest + moved.double().cpu())[rows]
+        away = float((again.vertices + again.shapes[name] - ours).abs().max())
+        if not away <= near:
+            raise ArithmeticError(f'{where} was not written: read back, "{name}" is {away:g} off, more than {near:g}.')
+
+
 def write(
     path: Path,
     mesh: Triangles,
@@ -146,15 +176,9 @@ def write(
 ) -> Path:
     """Write a mesh with blendshapes, whole or not at all, and only if it says the same when it is read back.
 
-    Raises as `encode` does, and ArithmeticError for a file whose posed vertices are not ours.
+    Raises as `encode` and `check` do.
     """
     files = encode(mesh, shapes, clips, renderer, provenance or {}, path.name)
-    again, rows = decode(files), _rows(mesh)
-    rest = mesh.vertices.detach().double().cpu()
-    for name, moved in shapes.items():
-        ours = (rest + moved.double().cpu())[rows]
-        away = float((again.vertices + again.shapes[name] - ours).abs().max())
-        if not away <= NEAR:
-            raise ArithmeticError(f'{path} was not written: read back, "{name}" is {away:g} off, more than {NEAR:g}.')
+    check(path, files, mesh, shapes)
     write_file(path, files[path.name])
     return path

@@ -24,6 +24,7 @@ Network = Any  # a torch module of diffusers or transformers, whose attributes n
 UNET, SD3, VAE = "UNet2DConditionModel", "SD3Transformer2DModel", "AutoencoderKL"
 CONTROL = "ControlNetModel"
 CLIP, CLIP_POOLED, T5 = "CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"
+CLIP_BOTH = "CLIPModel"  # texts and pictures
 MODULES = {
     UNET: "diffusers.models.unets.unet_2d_condition",
     SD3: "diffusers.models.transformers.transformer_sd3",
@@ -31,6 +32,7 @@ MODULES = {
     CONTROL: "diffusers.models.controlnets.controlnet",
     CLIP: "transformers.models.clip.modeling_clip",
     CLIP_POOLED: "transformers.models.clip.modeling_clip",
+    CLIP_BOTH: "transformers.models.clip.modeling_clip",
     T5: "transformers.models.t5.modeling_t5",
 }  # class -> where it lives
 

@@ -24,7 +24,7 @@ from .adam import adam_
 OFFSETS = Ramp(5e-3, 5e-4, curve="exponential")  # these rates suit about 300 steps on an object of radius 1
 COLOURS = Ramp(5e-2, 2e-2)
 INSIDE = 1e-3  # how near to 0 and 1 a colour comes, whose logit is kept
-REACH, SWEEPS = 20.0, 16  # of `Triangles.diffused`
+SWEEPS = 16  # of `Triangles.diffused`
 MOMENTUM = 0.8  # share that the running mean of the vertices' gradients keeps at a step
 MAX_SUBDIVISIONS = 6  # 81920 triangles
 
@@ -109,6 +109,7 @@ class Triangles(Representation):
     LEARNT: ClassVar[tuple[str, ...]]
     SHARED: ClassVar[tuple[str, ...]] = ()
     OPTIMISE: ClassVar[type]
+    REACH: ClassVar[float] = 20.0  # of `diffused`, in squares of an edge's length
     base: Float[Tensor, "V 3"]
     faces: Int[Tensor, "F 3"]
     offsets: Float[Tensor, "V 3"]
@@ -190,7 +191,7 @@ class Triangles(Representation):
         """
         spread, mean = values, self.averaging()
         for _ in range(SWEEPS):  # of Jacobi's method, each of which reaches one edge further
-            spread = (values + REACH * mean(spread)) / (1 + REACH)
+            spread = (values + self.REACH * mean(spread)) / (1 + self.REACH)
         return spread
 
     def bends(self) -> Float[Tensor, "P"]:

@@ -147,6 +147,14 @@ class TexturedMesh(Triangles):
 
     def sample(self, uv: Float[Tensor, "n 2"]) -> Float[Tensor, "n 8"]:
         """albedo, roughness, metallic and normal map in [0, 1] at places; differentiable in places and textures."""
+        texel, weight = self.reads(uv)
+        columns = torch.cat(
+            [getattr(self, name).flatten(0, 1).index_select(0, texel.flatten()) for name in WIDTHS], dim=1
+        )
+        return (weight * _decoded(columns).view(len(uv), 4, 8)).sum(dim=1)
+
+    def reads(self, uv: Float[Tensor, "n 2"]) -> tuple[Int[Tensor, "n 4"], Float[Tensor, "n 4 1"]]:
+        """The flat indices of the four texels around each place, and what part of it each is, differentiable."""
         S = self.size
         at = torch.stack([uv[:, 0], 1 - uv[:, 1]], dim=-1) * S - 0.5  # column, row
         at = at.clamp(0, S - 1)
@@ -154,10 +162,7 @@ class TexturedMesh(Triangles):
         share = (at - low)[:, None]  # [n, 1, 2]
         step = low.new_tensor([[0, 0], [1, 0], [0, 1], [1, 1]])  # [4, 2]
         column, row = (low[:, None] + step).clamp(max=S - 1).unbind(-1)
-        weight = torch.where(step > 0, share, 1 - share).prod(dim=-1, keepdim=True)  # [n, 4, 1]
-        texel = (row * S + column).flatten()
-        columns = torch.cat([getattr(self, name).flatten(0, 1).index_select(0, texel) for name in WIDTHS], dim=1)
-        return (weight * _decoded(columns).view(len(uv), 4, 8)).sum(dim=1)
+        return row * S + column, torch.where(step > 0, share, 1 - share).prod(dim=-1, keepdim=True)
 
 
 def _decoded(columns: Float[Tensor, "n 7"]) -> Float[Tensor, "n 8"]:

@@ -1,0 +1,236 @@
+"""A head template that is displaced and painted: its triangles stay, so its blendshapes, landmarks and regions do too.
+
+What a material is made of besides its colour cannot be told from pictures of 64 pixels, and so is set by region:
+
+| region   | roughness |
+|----------|-----------|
+| eyes     | 0.15      |
+| mouth    | 0.30      |
+| lips     | 0.45      |
+| nose tip | 0.49      |
+| forehead | 0.56      |
+| skin     | 0.60      |
+| scalp    | 0.75      |
+
+and nothing is metallic. Of the specular constants that are known of skin (lips 0.55, nose tip 0.5, forehead 0.4, cheeks
+0.35) these are the inverse.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, fields
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..core import RenderOutput, Representation, Step
+from .head import Identity, Template, head
+from .head_mesh import PARTS, head_mesh
+from .mesh import check_rows, logits_of
+from .texture import LARGEST, TexturedMesh, blank, nearest, texels
+
+PART_ROUGHNESS = {"skin": 0.6, "lips": 0.45, "mouth": 0.3, "left eye": 0.15, "right eye": 0.15}
+SPOTS = {  # of the skin: centre and reach in centimetres of the measured frame, and roughness
+    "nose tip": ((0.0, 0.3, 12.5), 1.5, 0.49),
+    "forehead": ((0.0, 8.5, 8.0), 3.6, 0.56),
+}
+SCALP_ROUGHNESS = 0.75
+FEATURES = {  # which expressions move, and pictures of 64 pixels would only wear off: centre and reach in centimetres
+    "eye": ((3.2, 3.5, 8.9), 2.0),
+    "nose": ((0.0, 1.0, 12.0), 2.2),
+    "mouth": ((0.0, -3.5, 10.8), 2.2),
+    "ear": ((8.0, 1.6, 1.2), 1.8),
+}
+HELD = 0.95
+SPREAD = 0.5  # deviation of the numbers of candidates
+NOT_METALLIC = 1e-3  # a logit is finite
+MOUTH_RGB = (0.3, 0.08, 0.08)  # of what no view of a closed mouth shows
+
+
+class TemplateMesh(TexturedMesh):
+    """The head of an identity with textures of S x S texels, of which a stage moves the vertices and the textures.
+
+    identity [12]: the numbers of an `Identity`. seen [S, S, 1]: 1 where a step has drawn from the texel. The eyes stay
+    where they are. After a stage's last step, texels that no step has seen take what their twins on the other side
+    show. Raises as `TexturedMesh` does, and for numbers that are no identity.
+    """
+
+    FIXED = (*TexturedMesh.FIXED, "identity", "seen")
+    REACH = 10.0  # less than of other meshes, so that a hairline is one
+    identity: Float[Tensor, "12"]
+    seen: Float[Tensor, "S S 1"]
+
+    def __init__(self, identity: Identity, size: int) -> None:
+        numbers = torch.tensor(astuple(identity))
+        template = head(_identity(numbers))
+        assert template.uv is not None and template.uv_faces is not None  # The built-in head has places.
+        more = {"identity": numbers, "seen": torch.zeros(size, size, 1)}
+        super().__init__(template.vertices, template.faces, template.uv, template.uv_faces, {**by_region(size), **more})
+
+    @classmethod
+    def check(cls, tensors: Mapping[str, Tensor]) -> None:
+        super().check(tensors)
+        check_rows("seen", tensors["seen"], torch.Size([*tensors["albedo_logits"].shape[:2], 1]))
+        check_rows("identity", tensors["identity"], torch.Size([len(fields(Identity))]))
+        _identity(tensors["identity"])
+
+    @property
+    def template(self) -> Template:
+        """What it was before a stage moved it, with blendshapes, landmarks, regions and licence."""
+        return head(_identity(self.identity))
+
+    def reads(self, uv: Float[Tensor, "n 2"]) -> tuple[Int[Tensor, "n 4"], Float[Tensor, "n 4 1"]]:
+        """As of any textured mesh; what is read to be learnt from is marked as seen."""
+        texel, weight = super().reads(uv)
+        if torch.is_grad_enabled():
+            self.seen.view(-1)[texel.flatten()] = 1
+        return texel, weight
+
+    def asymmetry(self) -> Tensor:
+        """Mean squared difference of the two sides: of albedo in [0, 1], and of offsets in world units."""
+        albedo, other = self.albedo_logits.sigmoid().flatten(0, 1), twins(self.size).to(self.faces)
+        mirrored = self.offsets * self.offsets.new_tensor([1.0, -1.0, 1.0])
+        moved = (self.offsets - mirrored[partners().to(self.faces)]).square().mean()
+        return moved + (albedo - albedo[other]).square().mean()
+
+    def update(self, out: RenderOutput, step: Step) -> Mapping[str, float]:
+        if self.offsets.grad is not None:
+            self.offsets.grad *= pliancy().to(self.offsets)
+        numbers = super().update(out, step)
+        if step.progress == 1:
+            self.fill()
+        return numbers
+
+    @torch.no_grad()
+    def fill(self) -> None:
+        """Texels that no step has seen take the numbers of their twins, where these have been seen."""
+        other = twins(self.size).to(self.faces)
+        seen = self.seen.flatten() > 0
+        lost = (~seen & seen[other]).nonzero()[:, 0]
+        self.albedo_logits.view(-1, 3)[lost] = self.albedo_logits.view(-1, 3)[other[lost]]
+        slopes = self.slopes.view(-1, 2)
+        slopes[lost] = slopes[other[lost]] * slopes.new_tensor([-1.0, 1.0])
+
+    def origins(self) -> dict[str, str]:
+        """Where its shape and each of its maps come from, in words."""
+        begun, flat = by_region(self.size), not self.slopes.any()
+        set_by = {"roughness": "heuristic by region", "metallic": "heuristic, none"}
+        for name in set_by:
+            if not torch.equal(getattr(self, f"{name}_logits").detach().cpu(), begun[f"{name}_logits"]):
+                set_by[name] += ", then distilled"
+        maps = {"albedo": "distilled", **set_by, "normal": "flat" if flat else "distilled"}
+        numbers = zip(fields(Identity), self.identity.tolist(), strict=True)
+        return {
+            "template": self.template.licence,
+            "identity": ", ".join(f"{number.name} {given:.2f}" for number, given in numbers),
+            "maps": "; ".join(f"{name}: {origin}" for name, origin in maps.items()),
+        }
+
+
+def _identity(numbers: Tensor) -> Identity:
+    return Identity(*numbers.tolist())
+
+
+@functools.cache
+def pliancy() -> Float[Tensor, "V 1"]:
+    """How much of its gradient moves each vertex: all on skull, cheeks and jaw, little at `FEATURES`, none in eyes."""
+    mesh = head_mesh()
+    q = mesh.vertices
+    mirrored = torch.cat([q[:, :1].abs(), q[:, 1:]], dim=1)
+    away = torch.stack([(mirrored - q.new_tensor(centre)).norm(dim=1) / reach for centre, reach in FEATURES.values()])
+    held = HELD * torch.exp(-away.square() / 2).amax(dim=0)
+    eyes = torch.isin(mesh.part, torch.tensor([PARTS.index("left eye"), PARTS.index("right eye")]))
+    return (1 - held.masked_fill(eyes, 1.0))[:, None].float()
+
+
+@functools.cache
+def partners() -> Int[Tensor, "V"]:
+    """Of each vertex the one that a mirror shows."""
+    vertices = head_mesh().vertices
+    return torch.cdist(vertices * vertices.new_tensor([-1.0, 1.0, 1.0]), vertices).argmin(dim=1)
+
+
+@functools.cache
+def twins(size: int) -> Int[Tensor, "n"]:
+    """The flat index of the texel on the head's other side, of each of S x S; its own where no triangle lies."""
+    mesh, other = head_mesh(), partners()
+    sorted_rows = lambda faces: faces.sort(dim=1).values @ faces.new_tensor([len(other) ** 2, len(other), 1])  # noqa: E731
+    keys, order = sorted_rows(mesh.faces).sort()
+    wanted = other[mesh.faces]
+    face = order[torch.searchsorted(keys, sorted_rows(wanted))]  # the mirrored triangle of each
+    corner = (wanted[:, :, None] == mesh.faces[face][:, None]).long().argmax(dim=2)
+    places = mesh.uv_faces[face].gather(1, corner)
+    at, of, shares = texels(mesh.uv, mesh.uv_faces, size)
+    u, v = (shares[..., None] * mesh.uv[places[of]]).sum(dim=1).unbind(-1)
+    column, row = ((x * size).floor().long().clamp(0, size - 1) for x in (u, 1 - v))
+    found = torch.arange(size * size)
+    found[at] = row * size + column
+    return found
+
+
+@functools.cache
+def by_region(size: int) -> dict[str, Tensor]:
+    """Textures to begin with: grey, the mouth's inside dark, and a roughness for each region."""
+    mesh = head_mesh()
+    q = mesh.vertices
+    rough = torch.tensor([PART_ROUGHNESS.get(name, PART_ROUGHNESS["skin"]) for name in PARTS], dtype=q.dtype)[mesh.part]
+    skin = mesh.part == PARTS.index("skin")
+    for centre, reach, value in SPOTS.values():
+        near = torch.exp(-(q - q.new_tensor(centre)).square().sum(dim=1) / (2 * reach**2)) * skin
+        rough = torch.lerp(rough, rough.new_full((), value), near)
+    scalp = torch.sigmoid(2 * (q[:, 1] - 9.6 + 1.5 * (2.0 - q[:, 2]).clamp(min=0))) * skin
+    rough = torch.lerp(rough, rough.new_full((), SCALP_ROUGHNESS), scalp)
+    at, face, shares = texels(mesh.uv, mesh.uv_faces, size)
+    marked = torch.zeros(size * size, dtype=torch.bool)
+    marked[at] = True
+    source = nearest(marked.view(size, size)).flatten()
+    values = rough.new_zeros(size * size)
+    values[at] = (shares * rough[mesh.faces[face]]).sum(dim=1)
+    part = torch.zeros(size * size, dtype=torch.long)
+    part[at] = mesh.part[mesh.faces[face]].amax(dim=1)  # PARTS: the mouth comes after the lips
+    rgb = torch.full((size * size, 3), 0.5)
+    rgb[part == PARTS.index("mouth")] = torch.tensor(MOUTH_RGB)
+    textures = blank(size)
+    textures["albedo_logits"] = logits_of(rgb[source]).view(size, size, 3)
+    textures["roughness_logits"] = logits_of(values[source].float()).view(size, size, 1)
+    textures["metallic_logits"] = logits_of(torch.full((size, size, 1), NOT_METALLIC))
+    return textures
+
+
+@dataclass(frozen=True)
+class ChosenHead:
+    """That of `count` heads which suits the prompt best: the measured one, and others of identities drawn around it.
+
+    The engine chooses, see `choosing`. texels: a side, of the textures. clip: the folder of a CLIP model that judges
+    them; without one the stage's prior does.
+    """
+
+    SUBJECT = "head"  # all that it makes
+
+    count: int = 16
+    texels: int = 256
+    clip: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or not 1 <= self.texels <= LARGEST:
+            raise ValueError(
+                f"count must be at least 1 and texels in [1, {LARGEST}], given {self.count} and {self.texels}."
+            )
+
+    def candidates(self, step: Step) -> list[TemplateMesh]:
+        """The heads to choose from, each with its identity in its state."""
+        like = torch.empty(self.count, len(fields(Identity)))
+        numbers = (SPREAD * step.child("candidates").normal("identity", like)).clamp(-1, 1)
+        numbers[0] = 0
+        return [TemplateMesh(_identity(row), self.texels) for row in numbers]
+
+    def __call__(self, previous: Representation | None, step: Step) -> Representation:
+        """The measured head."""
+        return TemplateMesh(Identity(), self.texels)
+
+    def blank(self, previous: Representation | None) -> Representation:
+        """The measured head with textures of one texel."""
+        return TemplateMesh(Identity(), 1)
