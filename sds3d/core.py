@@ -114,6 +114,7 @@ class RenderOutput:
     rgb lies over the step's background. depth: camera z, the alpha-weighted mean, 0 where nothing is drawn. normal:
     world, unit, 0 outside. albedo: unshaded colour, None where nothing is shaded. screen: None unless growth needs it.
     away: of a volume, the weighted sum of max(0, normal . ray)^2 along a ray; above 0 where what is seen faces away.
+    uv: of a textured mesh, the place in its square that each pixel shows, without gradient; -1 where none is.
     """
 
     rgb: Image
@@ -123,6 +124,7 @@ class RenderOutput:
     albedo: Image | None = None
     screen: Screen | None = None
     away: Float[Tensor, "B H W 1"] | None = None
+    uv: Float[Tensor, "B H W 2"] | None = None
 
 
 @dataclass(frozen=True)

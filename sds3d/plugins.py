@@ -90,6 +90,7 @@ KINDS: dict[str, dict[str, str]] = {
         "ball": "sds3d.regions:Ball",
         "box": "sds3d.regions:Box",
         "voxels": "sds3d.regions:Voxels",
+        "texels": "sds3d.regions:Texels",
     },
     "light": {"lambert": "sds3d.renderers.shading:Lambert", "pbr": "sds3d.renderers.shading:Pbr"},
     "cameras": {"orbit": "sds3d.cameras:Orbit"},

@@ -2,7 +2,7 @@
 
 | symbol | variable | equation                                                                              |
 |--------|----------|---------------------------------------------------------------------------------------|
-| M      | inside   | how much of the region each pixel shows, in [0, 1]; see `regions.covered`              |
+| M      |          | how much of the region each pixel shows, in [0, 1]; see `regions`                       |
 | x, x_s | z, source | the latents of the edited views and of the frozen source's                            |
 | G_e    | edit     | the gradient of the guidance inside                                                   |
 | h      | hold     | how firmly the rest is held                                                           |
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ..core import Condition, Guided, Latent, Learner, Prior, Step, Views
-from ..regions import Ball, Region, covered
+from ..regions import Ball, Region
 from .wrap import Wrapper
 
 
@@ -60,7 +60,7 @@ class Local(Wrapper):
         guided = self.guidance(prior, views, conditions, step, state)
         with torch.no_grad():
             source = prior.encode(views.source)
-        m = seen_by(prior, covered(self.region, views.cameras, views.out.depth, views.out.alpha), source)
+        m = seen_by(prior, self.region.seen(views.cameras, views.out), source)
         held = self.hold * (1 - m) * (guided.at.detach() - source)
         parts = {name: m * part for name, part in (guided.parts or {"whole": guided.grad}).items()}
         return replace(guided, grad=m * guided.grad + held, parts={**parts, "hold": held}, target=None)

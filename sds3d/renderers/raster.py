@@ -26,6 +26,7 @@ from torch.nn.functional import normalize
 from ..cameras import world_to_camera
 from ..core import Background, Cameras, RenderOutput, Representation, Step
 from ..representations.mesh import Edges, Triangles, ranges
+from ..representations.texture import TexturedMesh
 from . import kernels, zbuffer_pytorch3d, zbuffer_torch
 from .kernels import zbuffer as zbuffer_c
 from .shading import Light, Lit
@@ -199,7 +200,8 @@ class Raster:
         w2c = world_to_camera(cameras)
         # Summed in a fixed order, where a product of matrices would have other bits in a batch than alone.
         local = dot(w2c[:, None, :3, :3], vertices[:, None]) + w2c[:, None, :3, 3]
-        surface = intersect(local, mesh.faces, zbuffer(local, mesh.faces, cameras), cameras.K)
+        ids = zbuffer(local, mesh.faces, cameras)
+        surface = intersect(local, mesh.faces, ids, cameras.K)
         material = mesh.material(surface.face, surface.weights)
         normal = material.normal * surface.front[:, None]
         ones = torch.ones_like(surface.depth)[:, None]
@@ -223,4 +225,12 @@ class Raster:
             depth=torch.where(inside, depth / torch.where(inside, alpha, 1.0), 0.0),
             normal=torch.where(inside, normalize(torch.where(inside, normal, 1.0), dim=-1), 0.0),
             albedo=None if self.light is None else albedo + behind,
+            uv=places(mesh, surface, ids) if isinstance(mesh, TexturedMesh) else None,
         )
+
+
+@torch.no_grad()
+def places(mesh: TexturedMesh, surface: Surface, ids: Int[Tensor, "B H W"]) -> Float[Tensor, "B H W 2"]:
+    """Where in the square of textures each pixel looks; -1 where it shows no triangle."""
+    uv = (surface.weights[..., None] * mesh.uv[mesh.uv_faces[surface.face]]).sum(dim=1)
+    return uv.new_full((ids.numel(), 2), -1.0).index_copy(0, surface.at, uv).view(*ids.shape, 2)
