@@ -125,7 +125,10 @@ def with_nets(prior: NetworkPrior | Sd3Prior, parts: list[str]) -> NetworkPrior:
     """A prior under named ControlNets, and with learnt words. Raises ValueError or FileNotFoundError, in a sentence."""
     from .control import controlled
     from .network import NetworkPrior
+    from .token import with_tokens
 
+    words = [part for part in parts if part.endswith(".safetensors")]
+    nets = [part for part in parts if part not in words]
     if not isinstance(prior, NetworkPrior):
         lacks = "one text encoder, so no learnt word" if words else "UNet, so no ControlNet"
         raise ValueError(f'The prior "{prior.name}" has no {lacks} that we read fits it.')
@@ -144,10 +147,7 @@ def net_place(name: str) -> Path:
 
 
 def opened(
-    from .token import with_tokens
     place: Path,
-    words = [part for part in parts if part.endswith(".safetensors")]
-    nets = [part for part in parts if part not in words]
     device: torch.device | str,
     name: str | None = None,
     single: bool = False,
