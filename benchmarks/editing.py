@@ -10,8 +10,8 @@ edited as `sds3d edit` does it, and judged in the 24 views of all measures again
 | after    | the same of the edited asset                                                                             |
 | moved    | mean absolute change of colour on the object's other pixels, of either scene less the region             |
 
-Arms: `default` (in the region that the prior finds); `iesd-S` for shares S of 0 to 1, `dds`, `pds` and `sds`, these
-everywhere. Runs that are there are not made again.
+Arms: `default` and `ip2p` (in the region that the prior finds); `ip2p-all`, `iesd-S` for shares S of 0 to 1, `dds`,
+`pds` and `sds`, these everywhere. Runs that are there are not made again.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ PAIRS = (
 )
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
+    "ip2p": {"guidance": "ip2p"},
+    "ip2p-all": {"guidance": "ip2p", "region": "all"},
     **{f"iesd-{share:g}": {"identity": 1 - share, "region": "all"} for share in (0.0, 0.25, 0.5, 0.75, 1.0)},
     **{kind: {"guidance": kind, "region": "all"} for kind in ("dds", "pds", "sds")},
 }

@@ -25,6 +25,8 @@ ASKED = {  # the questions that a prompt can ask, with the component of the prio
     "not_front": "other",
     "not_side": "",
     "source": "other",
+    "image": "other",  # which is shown the source, so it is another question than "uncond"
+    "instruct": "it",
 }
 
 

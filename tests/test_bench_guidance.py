@@ -95,7 +95,7 @@ def test_every_generation_method_takes_part_and_the_others_say_why_not() -> None
     able, refused = methods(SETTING, PRIORS["playroom"])
     modifiers = {kind for kind, place in plugins.KINDS["guidance"].items() if place.startswith(f"{MODIFIERS}:")}
     assert able.keys() | refused.keys() | modifiers == plugins.KINDS["guidance"].keys()
-    assert refused.keys() == {"dds", "pds", "iesd", "pull", "local"} and able.keys() >= {
+    assert refused.keys() == {"dds", "pds", "iesd", "ip2p", "pull", "local"} and able.keys() >= {
         "sds",
         "csd",
         "csm",

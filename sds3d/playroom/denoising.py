@@ -36,11 +36,13 @@ class Denoising(Fit):
         kept = self.alphas[t.to(self.device)][:, None, None, None]
         return kept.sqrt() * z + (1 - kept).sqrt() * noise.to(self.device)
 
-    def error(self, clean: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    def error(self, clean: Tensor, z: Tensor, t: Tensor, counts: Tensor | float = 1.0) -> Tensor:
         """Squared error of the clean latent per row [N], weighted by 1 / sigma^2 <= MAX_WEIGHT: that of v, bounded.
+
+        counts: how much each of its numbers counts.
 
         1 / sigma^2 is 1 + alpha^2 / sigma^2, so this is min-SNR's weight but for one, whose bound of 5 was found on
         pixels and on latents of unit variance alike (Hang et al. 2023, arXiv 2303.09556): one weight for every space.
         """
         weight = (1 - self.alphas[t.to(self.device)]).reciprocal().clamp_max(MAX_WEIGHT)
-        return weight * (clean.float() - z).square().mean(dim=(1, 2, 3))
+        return weight * (counts * (clean.float() - z).square()).mean(dim=(1, 2, 3))

@@ -30,6 +30,7 @@ from .fit import fill, parser, run
 from .instructions import vocabulary
 
 DIFFERENT = 0.2  # of a latent's number, in [-1, 1], from which on a place is edited
+EDITED = 10.0  # how much more an edited number counts: an eye is a hundredth of a picture, and all of its edit
 DROPPED = 0.05  # how often a scene's instruction, its source, and both are left out, for guidance
 
 
@@ -83,7 +84,8 @@ class EditTraining(Denoising):
         before, z = self.latents(batch)
         x = self.noised(z, t, self.noise(len(t), rng))
         shown = shown.to(self.device)[:, None, None, None]
-        losses = self.error(self.clean((self.unet, self.text), x, t, shown * before, batch), z, t)
+        counts = 1 + EDITED * ((before - z).abs() > DIFFERENT)
+        losses = self.error(self.clean((self.unet, self.text), x, t, shown * before, batch), z, t, counts)
         seen = losses.detach().cpu()
         return losses, {"loss": seen, "loss_high_t": seen[t > 850]}
 
