@@ -10,7 +10,7 @@ import torch
 from test_guidance import image
 
 from sds3d.cameras import orbit
-from sds3d.core import Guided, RenderOutput, Step, Views
+from sds3d.core import Background, Guided, RenderOutput, Step, Views
 from sds3d.guidance.local import Local, seen_by
 from sds3d.guidance.pull import Pull
 from sds3d.guidance.sds import Sds
@@ -18,6 +18,9 @@ from sds3d.playroom.grammar import Thing
 from sds3d.playroom.render import render
 from sds3d.playroom.scenes import build
 from sds3d.regions import Ball, Box, Voxels, covered
+from sds3d.renderers.splats import Splats
+from sds3d.representations.gaussians import GaussianOptimise, Gaussians
+from sds3d.representations.start import Blob
 from sds3d.testing import ASKED, GuidanceLaws, analytic_prior, conditions, views
 
 EVERYWHERE, NOWHERE = Ball(radius=5.0), Ball((9.0, 9.0, 9.0), 0.1)
@@ -130,3 +133,29 @@ def test_without_a_source_both_are_refused(method) -> None:
 
 class TestLocal(GuidanceLaws):
     guidance = Local(Sds(), Ball((0.2, 0.0, 0.0), 0.6))
+
+
+def test_the_pull_alone_brings_a_disturbed_copy_at_least_halfway_back() -> None:
+    prior = analytic_prior()
+    source, copy = (Blob(60, 0.5)(None, Step(0)) for _ in range(2))
+    assert isinstance(source, Gaussians) and isinstance(copy, Gaussians)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for rep in (source, copy):
+            rep.opacity_logits += 4  # solid, so that colours are seen
+        source.colour_logits += torch.randn(60, 3, generator=draw)
+        copy.colour_logits.copy_(source.colour_logits + 0.5 * torch.randn(60, 3, generator=draw))
+        copy.means += 0.05 * torch.randn(60, 3, generator=draw)
+    cameras = orbit([0, 90, 180, 270], 15.0, 16)
+    grey, renderer = Background(torch.full((4, 3), 0.5)), Splats()
+    with torch.no_grad():
+        was = renderer(source, cameras, grey).rgb
+    copy.prepare(GaussianOptimise(grow_events=0), Step(0))
+    distance = []
+    for index in range(61):
+        step = Step(0, "edit", index, index / 60)
+        out = renderer(copy, cameras, grey)
+        distance.append((out.rgb - was).square().mean().sqrt().item())
+        Pull()(prior, Views(out.rgb, out, cameras, was), {}, step, {}).loss().backward()
+        copy.update(out, step)
+    assert distance[-1] < distance[0] / 2
