@@ -1,5 +1,7 @@
 """How well edits do what they say: `python benchmarks/editing.py` writes `results/editing.jsonl` and `editing.json`.
 
+`--plot` draws `editing.png` of what is there (it needs `pip install matplotlib`): the edit against the identity.
+
 24 pairs of a scene of the playroom and an instruction. The source is a set of Gaussians fitted to 24 exact views; it is
 edited as `sds3d edit` does it, and judged in the 24 views of all measures against the exact scene of the new caption:
 
@@ -169,11 +171,42 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Each arm's mean gain inside the region over how far the rest moved, on the pairs that all of them have."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    everywhere = [arm for arm, wish in ARMS.items() if wish.get("region") == "all"]
+    arms = [arm for arm in everywhere if any(row["arm"] == arm for row in rows)]
+    done = [{(row["source"], row["instruction"]) for row in rows if row["arm"] == arm} for arm in arms]
+    shared = set.intersection(*done)
+
+    def mean(arm: str) -> tuple[float, float]:
+        own = [row for row in rows if row["arm"] == arm and (row["source"], row["instruction"]) in shared]
+        gain = statistics.mean(row["after_db"] - row["before_db"] for row in own)
+        return statistics.mean(row["moved"] for row in own), gain
+
+    figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
+    shares = [mean(arm) for arm in arms if arm.startswith("iesd")]
+    axes.plot(*zip(*shares, strict=True), color="tab:blue", zorder=1)
+    for arm in arms:
+        x, y = mean(arm)
+        axes.scatter(x, y, color="tab:blue" if arm.startswith("iesd") else "tab:orange", zorder=2)
+        axes.annotate(arm, (x, y), xytext=(5, 5), textcoords="offset points")
+    axes.set_xlabel("mean absolute change of colour on the object's other pixels (identity lost)")
+    axes.set_ylabel("gain inside the region, dB (edit made)")
+    axes.set_title(f"Edits without a region, {len(shared)} pairs")
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "editing.json")
     parser.add_argument("--arms", default="default", help="with commas between")
     parser.add_argument("--pairs", type=int, default=len(PAIRS), help="so many of them, evenly chosen")
+    parser.add_argument("--plot", action="store_true", help="draw the picture of what is there, and edit nothing")
     given = parser.parse_args()
     torch.set_num_threads(1)
     arms = given.arms.split(",")
@@ -182,6 +215,8 @@ def main() -> None:
         parser.error(f"there is no arm {', '.join(unknown)}; known are: {', '.join(ARMS)}")
     lines = given.out.with_suffix(".jsonl")
     kept = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    if given.plot:
+        return plot(kept, given.out.with_suffix(".png"))
     for row in runs(arms, given.pairs, list(kept), "playroom"):
         kept.append(row)
         print(json.dumps(row), flush=True)
