@@ -109,13 +109,18 @@ def generate(context: click.Context, dry_run: bool, draft: bool, quiet: bool, as
 @click.option("--identity", metavar="0..1", help="How much of the old caption stays; 1 keeps all.  [0]")
 @click.option(
     "--region",
-    metavar="auto|all|FILE",
+    metavar="auto|surface|all|FILE",
     default="auto",
-    help="What may change: where the prior sees the edit, all, or the region of a .npy file.  [auto]",
+    help="What may change: where the prior sees the edit, that of a mesh's texture, all, or the region of a .npy file "
+    "or of a .png painted over the texture.  [auto]",
 )
 @click.option("--source-prompt", metavar="TEXT", help="What the asset shows, where it does not say so itself.")
 @click.option("--target-prompt", metavar="TEXT", help="What it shall show, in place of INSTRUCTION.")
-@click.option("--guidance", metavar="NAME|FILE:CLASS", help="How the captions pull: iesd, dds, pds, sds.  [iesd]")
+@click.option(
+    "--guidance",
+    metavar="NAME|FILE:CLASS",
+    help="How it pulls: iesd, dds, pds, sds by the captions, ip2p by the instruction itself.  [iesd]",
+)
 @click.option("--prior", metavar="NAME|DIR", help="The diffusion model that guides: `sds3d list priors`, or a folder.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Another seed gives another edit.  [0]")
 @click.option("--steps", metavar="N", help="Steps of the edit.  [150]")

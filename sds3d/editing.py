@@ -8,18 +8,16 @@ source's caption and the instruction, and for other priors the user says both ca
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from . import exporting, generate, machine, plugins, recipes, schema
+from . import exporting, generate, machine, painting, plugins, recipes, schema
 from .cameras import orbit
 from .core import Background, Cameras, Prior, Renderer, Representation, Step
 from .diffusion import diffuse, x0_from_eps
@@ -28,7 +26,7 @@ from .export.provenance import told
 from .files import write
 from .generate import Job
 from .opening import opened, placed
-from .prompts import Embeddings, Prompts
+from .prompts import Prompts
 from .record import RunFolder, check_free, read_manifest, slug
 from .regions import INTO, Voxels
 from .renderers.raster import Raster
@@ -37,8 +35,19 @@ from .representations.field import points
 from .representations.fusion import project, sample
 from .representations.gaussians import Gaussians
 from .representations.mesh import Triangles
+from .terms import Term
 
 REGION_FILE = "source.region.npy"
+FOUND = ("auto", "surface")  # regions that are found before the first step
+BY_INSTRUCTION = "ip2p"  # the guidance of priors that read instructions
+EDIT_PRIOR = "playroom-edit"
+INSTRUCTED = {  # its numbers
+    "kind": BY_INSTRUCTION,
+    "form": "x0",
+    "weighting": "sigma2",
+    "mix": {"kind": "instruct", "scale": 1.2, "image_scale": 1.0},
+    "t": {"from": [0.7, 0.98], "to": [0.3, 0.7]},
+}
 RINGS, VIEWS = (0.0, 30.0), 8  # elevation in degrees, and views of each, from which the region is looked for
 TIMES = (0.3, 0.5, 0.7)  # at which the two captions are compared
 DRAWS = 2  # of noise at each
@@ -51,7 +60,8 @@ class Wish:
     """What the user asks for; None is what the user left open.
 
     asset: a run folder or a file. identity: how much of the source's caption is kept, 1 - `share` of IESD. region:
-    "auto" for the place where the prior tells the two captions apart, "all", or a .npy file; see `regions.Voxels`.
+    "auto" for the place where the prior tells the two captions apart, "surface" for that of a mesh's texture, "all", a
+    .npy file (see `regions.Voxels`), or a .png painted over the texture (see `painting`).
     """
 
     asset: Path
@@ -72,11 +82,15 @@ class Wish:
 
 @dataclass(frozen=True)
 class Planned:
-    """An edit that can be carried out: the run's job, and the file that it starts from with its name there."""
+    """An edit that can be carried out: the run's job, and the files that it starts from with their names there.
+
+    find_region: the region is yet to be found, and on_surface: over the texture.
+    """
 
     job: Job
     data: Mapping[str, bytes]
     find_region: bool
+    on_surface: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,8 +114,9 @@ def plan(wish: Wish) -> Planned:
         raise ValueError(f"{wish.asset} does not say what it shows; add --source-prompt, its caption.")
     data = recipes.read("edit", isinstance(source.rep, Gaussians))
     stage = data["stages"]["edit"]
-    stage["prior"] = wish.prior or stage["prior"]
-    after = target_caption(before, wish, stage["prior"])
+    told = instructed(wish)
+    stage["prior"] = wish.prior or (EDIT_PRIOR if told else stage["prior"])
+    after = target_caption(before, wish, stage["prior"], told)
     seed = wish.seed or 0
     name = wish.asset.name.split(".")[0] if wish.asset.is_file() else wish.asset.resolve().name
     path = wish.out or Path("runs") / f"{slug(wish.instruction or after)}-of-{slug(name)}-s{seed}"
@@ -112,14 +127,14 @@ def plan(wish: Wish) -> Planned:
         stage["renderer"] = schema.to_data(source.renderer)
     if wish.steps is not None:
         stage["steps"] = wish.steps
-    files = _guidance(stage, wish, path)
+    files, region = _guidance(stage, wish, path, told), _painted(wish, source.rep)
     for assignment in wish.overrides:
         recipes.override(data, assignment)
     recipe = recipes.build(data, files)
     generate.check_exports(recipe)
     edit = {"from": str(wish.asset), "source": before, "instruction": wish.instruction, "prompt": after}
     job = Job(
-        Prompts(after, source=before),
+        Prompts(after, source=before, instruction=told),
         recipe,
         seed,
         path,
@@ -127,7 +142,8 @@ def plan(wish: Wish) -> Planned:
         files=files,
         notes={"edits": [*source.story, edit]},
     )
-    return Planned(job, encoded(source.rep, file), wish.region == "auto")
+    data = {**encoded(source.rep, file), **region}
+    return Planned(job, data, wish.region in FOUND, wish.region == "surface")
 
 
 def find_source(path: Path, device: str | None = None) -> Source:
@@ -154,13 +170,31 @@ def editable(rep: Representation) -> Representation:
     return rep
 
 
-def target_caption(before: str, wish: Wish, prior: str) -> str:
+def instructed(wish: Wish) -> str | None:
+    """The instruction, for a prior that is to read it itself; None where captions say the edit.
+
+    Raises ValueError where there is no instruction to read.
+    """
+    if wish.guidance != BY_INSTRUCTION and not (wish.prior == EDIT_PRIOR and wish.guidance is None):
+        return None
+    if wish.instruction is None:
+        raise ValueError(f'{BY_INSTRUCTION} reads an instruction, for example "make the cube blue"; say one.')
+    if wish.prior in (None, EDIT_PRIOR):  # It was taught without stops and capitals.
+        from .playroom.instructions import spoken
+
+        return " ".join(spoken(wish.instruction)).replace(" ,", ",")
+    return wish.instruction
+
+
+def target_caption(before: str, wish: Wish, prior: str, told: str | None) -> str:
     """What the edited asset shows. Raises ValueError where neither the user nor the playroom's grammar can say it."""
     if wish.target_prompt is not None:
         return Prompts(wish.target_prompt).prompt
     if wish.instruction is None:
         raise ValueError('An edit needs an instruction, for example "make the cube blue", or --target-prompt.')
     if not prior.startswith("playroom"):
+        if told is not None:
+            return Prompts(f"{before}, {told}").prompt
         raise ValueError(
             f'The prior "{prior}" reads captions and no instructions; add --target-prompt, the edited asset\'s caption.'
         )
@@ -170,13 +204,15 @@ def target_caption(before: str, wish: Wish, prior: str) -> str:
     return caption(rewrite(parse(before), wish.instruction))
 
 
-def _guidance(stage: dict[str, Any], wish: Wish, path: Path) -> dict[str, type]:
+def _guidance(stage: dict[str, Any], wish: Wish, path: Path, told: str | None) -> dict[str, type]:
     """Put the guidance that the wish asks for into a stage's data; returns a guidance that came from a file."""
     files = {}
     if wish.guidance is not None:
         if ":" in wish.guidance:
             files = dict([plugins.load_file(wish.guidance)])
         stage["guidance"]["edit"] = {"kind": wish.guidance}
+    if told is not None:
+        stage["guidance"]["edit"] = dict(INSTRUCTED)
     guide = stage["guidance"]["edit"]
     if wish.identity is not None:
         if guide["kind"] != "iesd":
@@ -185,12 +221,24 @@ def _guidance(stage: dict[str, Any], wish: Wish, path: Path) -> dict[str, type]:
             raise ValueError(f"--identity must lie in [0, 1], given {wish.identity:g}.")
         guide["share"] = 1 - wish.identity
     if wish.region != "all":
-        region = path / REGION_FILE if wish.region == "auto" else Path(wish.region)
-        if wish.region != "auto":
+        own = wish.region in FOUND or wish.region.endswith(".png")
+        region = path / REGION_FILE if own else Path(wish.region)
+        if not own:
             Voxels(str(region))(torch.zeros(1, 3))
-        voxels = {"kind": "voxels", "path": str(region.resolve())}
-        stage["guidance"]["edit"] = {"kind": "local", "guidance": guide, "region": voxels}
+        kind = "texels" if own and wish.region != "auto" else "voxels"
+        told_region = {"kind": kind, "path": str(region.resolve())}
+        stage["guidance"]["edit"] = {"kind": "local", "guidance": guide, "region": told_region}
     return files
+
+
+def _painted(wish: Wish, rep: Representation) -> dict[str, bytes]:
+    """The file of a painted region. Raises ValueError for no such picture, and for an asset without a texture."""
+    if wish.region == "surface" and isinstance(rep, Triangles):
+        return {}  # A mesh with colours at its vertices is unwrapped before it is looked at.
+    if wish.region != "surface" and not wish.region.endswith(".png"):
+        return {}
+    painting.textured(rep)
+    return {} if wish.region == "surface" else {REGION_FILE: painting.painted(Path(wish.region))}
 
 
 def encoded(rep: Representation, file: str) -> dict[str, bytes]:
@@ -209,31 +257,54 @@ def begin(planned: Planned, priors: Mapping[str, Prior], force: bool = False) ->
     if planned.find_region:
         stage = job.recipe.stages["edit"]
         rep = stage.start(None, Step(job.seed, "edit")).to(job.device)
-        grid = find_region(priors[stage.prior], rep, stage.renderer, job.prompts, Step(job.seed, "region"))
-        file = io.BytesIO()
-        np.save(file, grid.cpu().numpy(), allow_pickle=False)
-        write(job.path / REGION_FILE, file.getvalue())
+        step = Step(job.seed, "region")
+        find = find_texels if planned.on_surface else find_region
+        grid = find(stage.terms(job.prompts, priors, step)[0], rep, stage.renderer, step)
+        write(job.path / REGION_FILE, painting.saved(grid))
+        if planned.on_surface:
+            write((job.path / REGION_FILE).with_suffix(".png"), painting.shown(grid))
     return folder
 
 
 @torch.no_grad()
-def find_region(
-    prior: Prior, rep: Representation, renderer: Renderer, prompts: Prompts, step: Step
-) -> Float[Tensor, "R R R"]:
-    """Where in the world a prior that looks at the source tells its caption from the edit's: numbers in [0, 1].
+def find_region(term: Term, rep: Representation, renderer: Renderer, step: Step) -> Float[Tensor, "R R R"]:
+    """Where in the world a term's prior that looks at the source tells it from the edit: numbers in [0, 1].
 
     The difference of the two clean pictures (as DiffEdit, Couairon et al. 2022, takes it for a picture's mask) is seen
     from all around, and each point of a grid takes the mean over the views that see it.
     """
-    like = next(rep.parameters()).detach()
-    places = points(GRID, like).view(-1, 3)
+    places = points(GRID, next(rep.parameters()).detach()).view(-1, 3)
+    return told_apart(term, rep, renderer, step, places).view(GRID, GRID, GRID)
+
+
+@torch.no_grad()
+def find_texels(term: Term, rep: Representation, renderer: Renderer, step: Step) -> Float[Tensor, "S S"]:
+    """The same over a mesh's texture, where the words of the edit are read; see `painting`."""
+    at, places = painting.places(painting.textured(rep))
+    return painting.spread(at, told_apart(term, rep, renderer, step, places, attentive=True))
+
+
+def told_apart(
+    term: Term,
+    rep: Representation,
+    renderer: Renderer,
+    step: Step,
+    places: Float[Tensor, "n 3"],
+    attentive: bool = False,
+) -> Float[Tensor, "n"]:
+    """How much of an edit there is at places of the world, in the mean over the views that see them: in [0, 1]."""
+    like = places
     total, seen = torch.zeros_like(places[:, :1]), torch.zeros_like(places[:, :1])
     for elevation in RINGS:
         for turn in range(VIEWS // 4):
             azimuth = [360 / VIEWS * turn + 90 * k for k in range(4)]
-            cameras = orbit(azimuth, elevation, prior.size).to(like)
-            out = renderer(rep, cameras, Background(like.new_full((4, 3), 0.5), ("grey",)))
-            told = difference(prior, prompts, cameras, out.rgb, step.child(f"{elevation} {turn}"))
+            cameras = orbit(azimuth, elevation, term.prior.size).to(like)
+            background = Background(like.new_full((4, 3), 0.5), ("grey",))
+            out = renderer(rep, cameras, background)
+            drawn = step.child(f"{elevation} {turn}")
+            told = difference(term, cameras, background, out.rgb, drawn)
+            read = painting.attention(term, cameras, background, out.rgb, TIMES, drawn) if attentive else None
+            told = told if read is None else (told * read).sqrt()
             for view in range(4):
                 where, z, _ = project(places, cameras, view)
                 surface = sample(out.depth[view], where)
@@ -243,21 +314,25 @@ def find_region(
                 seen += visible
     mean = total / seen.clamp_min(1)
     share = mean / mean.max().clamp_min(1e-6)
-    return ((share - LOW) / (HIGH - LOW)).clamp(0, 1).view(GRID, GRID, GRID)
+    return ((share - LOW) / (HIGH - LOW)).clamp(0, 1)[:, 0]
 
 
-def difference(prior: Prior, prompts: Prompts, cameras: Cameras, image: Tensor, step: Step) -> Float[Tensor, "B H W 1"]:
-    """Mean absolute difference of the clean pictures that two captions give, over times and draws of noise."""
-    said = replace(prompts, view_words=prior.group == 1)
-    texts = said.texts(cameras, Background(image.new_full((len(image), 3), 0.5), ("grey",) * (len(image) // 4)))
-    embeddings = Embeddings(prior)
-    conditions = {name: prior.condition(embeddings(texts[name]), cameras) for name in ("cond", "source")}
+def difference(
+    term: Term, cameras: Cameras, background: Background, image: Tensor, step: Step
+) -> Float[Tensor, "B H W 1"]:
+    """Mean absolute difference of the clean pictures with and without the edit, over times and draws of noise.
+
+    Without it a caption prior is told the source's caption, and one that reads instructions none.
+    """
+    prior = term.prior
+    edit, without = ("cond", "source") if term.prompts.instruction is None else ("instruct", "image")
+    conditions = term.conditions(cameras, background, image)
     z = prior.encode(image)
     total = torch.zeros_like(image[..., :1])
     for t in TIMES:
         for draw in range(DRAWS):
             x = diffuse(prior, z, step.child(f"{t} {draw}"), (t, t))
-            eps = prior.predict(x.ask(conditions, "cond", "source"))
-            after, before = (prior.decode(x0_from_eps(x.z_t, eps[name], x.alpha, x.sigma)) for name in eps)
+            eps = prior.predict(x.ask(conditions, edit, without))
+            after, before = (prior.decode(x0_from_eps(x.z_t, eps[name], x.alpha, x.sigma)) for name in (edit, without))
             total += (after - before).abs().mean(dim=-1, keepdim=True)
     return total / (len(TIMES) * DRAWS)

@@ -20,6 +20,7 @@ from sds3d.export import export
 from sds3d.export import video as turntable_video
 from sds3d.export.provenance import told
 from sds3d.generate import Request, plan
+from sds3d.guidance.iesd import Iesd
 from sds3d.opening import opened
 from sds3d.prompts import Prompts
 from sds3d.record import RunFolder
@@ -28,6 +29,7 @@ from sds3d.renderers.splats import Splats
 from sds3d.representations.gaussians import Gaussians
 from sds3d.representations.mesh import icosphere
 from sds3d.representations.start import Blob
+from sds3d.terms import Term
 
 SMALL = ("--set", "stages.shape.cameras.size=16", "--set", "stages.shape.start.count=40",
          "--set", "stages.shape.optimise.max_count=60", "--set", "exports=[ply]")  # fmt: skip
@@ -154,7 +156,7 @@ def test_the_region_lies_where_the_two_captions_differ() -> None:
     # Red and blue differ in the disc in the middle of every view, and not in what lies around it.
     rep = Blob(200, 0.5)(None, Step(0))
     assert isinstance(rep, Gaussians)
-    region = find_region(prior(4), rep, Splats(), Prompts("blue", source="red"), Step(0))
+    region = find_region(Term("edit", Iesd(), prior(4), Prompts("blue", source="red")), rep, Splats(), Step(0))
     ticks = torch.linspace(-1, 1, GRID)
     away = torch.stack(torch.meshgrid(ticks, ticks, ticks, indexing="ij")).norm(dim=0)
     assert region[away < 0.3].mean() > 0.5 and region[away > 0.95].mean() < 0.15
