@@ -136,6 +136,57 @@ def test_a_volume_grows_with_its_surface_area():
     torch.testing.assert_close(columns, torch.full_like(columns, -2 * cell))  # above and below
 
 
+def test_a_grid_whose_points_all_move_takes_its_surface_along():
+    """Each vertex goes with its cell, and no gradient, colour or distance is read elsewhere than before."""
+    rep, still, by = ball(), ball(), torch.tensor([0.3, -0.5, 0.1]).double()
+    with torch.no_grad():
+        rep.shifts.copy_(by.expand_as(rep.shifts))
+    rep.settle()
+    torch.testing.assert_close(rep.vertices, still.vertices + by * 2 / 15)
+    assert torch.equal(rep.faces, still.faces) and torch.equal(rep.colour_logits, still.colour_logits)
+    weights = random(*rep.vertices.shape, seed=6)
+    for one in (rep, still):
+        (one.vertices * weights).sum().backward()
+        one.pull()
+    torch.testing.assert_close(rep.sdf.grad, still.sdf.grad)
+    assert rep.shifts.grad is None
+
+
+def test_the_gradient_of_the_grids_points_is_that_of_finite_differences():
+    """Exactly, because a vertex is linear in them."""
+    rep, weights, way = ball(), random(len(ball().base), 3, seed=4), random(16, 16, 16, 3, seed=5)
+    (rep.vertices * weights).sum().backward()
+    rep.pull(moving=True)
+    ends = [(surface_nets(rep.sdf, 0.1 * h * way)[0] * weights).sum() for h in (-0.5, 0.5)]
+    assert rep.shifts.grad is not None
+    torch.testing.assert_close((rep.shifts.grad * 0.1 * way).sum(), ends[1] - ends[0])
+
+
+def test_points_of_the_grid_move_where_they_are_asked_to_and_half_a_step_at_most():
+    rep = Isosurface(points(20, torch.zeros(())).norm(dim=-1) - 0.6)
+    rep.prepare(IsosurfaceOptimise(offsets=0.4), at())
+    descend(rep, range(4))
+    assert rep.shifts.abs().max() == 0.5
+    assert_closed(rep.faces)
+    still = Isosurface(points(20, torch.zeros(())).norm(dim=-1) - 0.6)
+    still.prepare(IsosurfaceOptimise(offsets=0.0), at())
+    descend(still, range(4))
+    assert not still.shifts.any()
+
+
+def test_what_was_saved_before_grids_could_move_goes_on_with_points_in_their_places():
+    rep = Isosurface(points(20, torch.zeros(())).norm(dim=-1) - 0.6)
+    rep.prepare(IsosurfaceOptimise(offsets=0.0), at())
+    descend(rep, range(2))
+    old = {name: tensor for name, tensor in rep.state().items() if "shifts" not in name}
+    again = Isosurface(-torch.ones(2, 2, 2))
+    again.prepare(IsosurfaceOptimise(offsets=0.0), at())
+    again.load(old)
+    for one in (rep, again):
+        descend(one, range(2, 4))
+    assert torch.equal(rep.vertices, again.vertices)
+
+
 def test_redistancing_is_exact_for_planes_and_nears_a_ball():
     """A plane keeps its place whatever its slope was; along the grid all is mended, around a ball as it gets finer."""
     plane = grid(12)[..., 1] - 0.13
@@ -197,8 +248,8 @@ def test_a_state_goes_on_to_the_same_bits():
     assert (
         state.keys()
         == whole.state().keys()
-        == {"sdf", "tints", "steps"}
-        | {f"{moment}.{name}" for moment in ("first", "second") for name in ("sdf", "tints")}
+        == {"sdf", "tints", "shifts", "steps"}
+        | {f"{moment}.{name}" for moment in ("first", "second") for name in ("sdf", "tints", "shifts")}
     )
     for name, tensor in whole.state().items():
         assert torch.equal(tensor, state[name]), name

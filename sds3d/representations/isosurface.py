@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -119,18 +119,22 @@ SWEEPS = 3  # of `redistanced` after each step, which moves the surface by a cel
 
 @dataclass(frozen=True)
 class IsosurfaceOptimise:
-    """Rates of Adam, numbers or schedules over progress: distances in world units, colours in logits.
+    """Rates of Adam, numbers or schedules over progress: distances in world units, colours in logits, offsets in steps
+    of the grid, whose points stay in their places at 0.
 
     Few points have large gradients and set the measure for all, so a large rate suits the distances; none moves
-    further than a step of the grid.
+    further than a step of the grid. Offsets that fall from 0.02 to 0.002 bring edges and thin parts nearer to exact
+    pictures (`benchmarks/fit.py`); what they do to the noisier pull of a prior was not measured.
     """
 
     distances: Number = Ramp(1.0, 0.1, curve="exponential")
     colours: Number = COLOURS
+    offsets: Number = field(default=0.0, metadata={"unsaid": True})
 
     def rates(self, progress: float) -> dict[str, float]:
         """The learning rate of each parameter."""
-        return {"sdf": value(self.distances, progress), "tints": value(self.colours, progress)}
+        numbers = {"sdf": self.distances, "tints": self.colours, "shifts": self.offsets}
+        return {name: value(number, progress) for name, number in numbers.items()}
 
 
 class Isosurface(Mesh):
@@ -139,21 +143,23 @@ class Isosurface(Mesh):
     It is drawn, judged and written as any mesh. `update` carries the gradients of its vertices on to the grid, moves
     the grid and extracts the mesh anew. sdf: [R, R, R] at the points of the cube [-1, 1]^3, negative inside. tints:
     [R, R, R, 3], logits of colours there, of which each vertex takes the linear mean; grey where none are given.
+    shifts: [R, R, R, 3], how far each point is moved from its place, in steps of the grid within [-0.5, 0.5].
 
     Raises ValueError for wrong shapes, numbers that are not finite and a grid without a surface; TypeError for other
     dtypes than floating point.
     """
 
     FIXED = ()
-    LEARNT = ("sdf", "tints")
+    LEARNT = ("sdf", "tints", "shifts")
     SHARED = ("sdf",)  # Silhouettes reach few points; each would take as large a step as any, in the noise's direction.
     OPTIMISE = IsosurfaceOptimise
     sdf: Float[Tensor, "R R R"]
     tints: Float[Tensor, "R R R 3"]
+    shifts: Float[Tensor, "R R R 3"]
 
     def __init__(self, sdf: Float[Tensor, "R R R"], tints: Float[Tensor, "R R R 3"] | None = None) -> None:
-        tints = sdf.new_zeros(*sdf.shape, 3) if tints is None else tints
-        super(Mesh, self).__init__({"sdf": sdf, "tints": tints})
+        zeros = sdf.new_zeros(*sdf.shape, 3)
+        super(Mesh, self).__init__({"sdf": sdf, "tints": zeros if tints is None else tints, "shifts": zeros})
 
     @classmethod
     def check(cls, tensors: Mapping[str, Tensor]) -> None:
@@ -161,31 +167,44 @@ class Isosurface(Mesh):
         sdf = tensors["sdf"]
         check_rows("sdf", sdf, torch.Size([len(sdf)] * 3 if sdf.ndim else [2, 2, 2]))
         check_rows("tints", tensors["tints"], torch.Size([*sdf.shape, 3]))
-        _check(sdf, None, 1.0)
+        check_rows("shifts", tensors["shifts"], torch.Size([*sdf.shape, 3]))
+        _check(sdf, tensors["shifts"], 1.0)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """As of any mesh; one that was saved before grids could move has its points in their places."""
+        still = torch.zeros_like(tensors["tints"]) if "tints" in tensors else None
+        if still is not None:
+            tensors = {"shifts": still, "first.shifts": still, "second.shifts": still, **tensors}
+        super().load(tensors)
 
     def settle(self) -> None:
         """Extract the mesh."""
         with torch.no_grad():
             vertices, faces = surface_nets(self.sdf)
             logits = interpolated(self.tints, vertices)
+            self.inner = vertices  # in the grid as it is read, whose points are in their places
+            if self.shifts.any():  # The same cells are crossed, so the vertices keep their order.
+                vertices, faces = surface_nets(self.sdf, self.shifts)
         self.register_buffer("base", vertices)
         self.register_buffer("faces", faces)
         self.offsets, self.colour_logits = nn.Parameter(torch.zeros_like(vertices)), nn.Parameter(logits)
         super().settle()
 
-    def pull(self) -> None:
+    def pull(self, moving: bool = False) -> None:
         """Carry the gradients at the vertices over to the grid, beside those that it has.
 
         A surface of distances s moves by -ds along its normal n, so dL/ds = -(dL/dv . n) at a vertex v (Remelli et al.
         2020, "MeshSDF"), which the corners of v's cell take as they add up to s(v). The derivative of the extraction
         itself grows without bound where an edge of the grid is nearly tangent to the surface, and then few such edges
-        would move.
+        would move. moving: the points of the grid too, with the derivative of the extraction, which has a bound there.
         """
+        if self.offsets.grad is not None and moving:
+            surface_nets(self.sdf.detach(), self.shifts)[0].backward(self.offsets.grad)
         if self.offsets.grad is not None:
             outward = (self.offsets.grad * self.normals().detach()).sum(dim=-1, keepdim=True)
-            interpolated(self.sdf[..., None], self.base).backward(-outward)
+            interpolated(self.sdf[..., None], self.inner).backward(-outward)
         if self.colour_logits.grad is not None:
-            interpolated(self.tints, self.base).backward(self.colour_logits.grad)
+            interpolated(self.tints, self.inner).backward(self.colour_logits.grad)
         self.offsets.grad = self.colour_logits.grad = None
 
     def update(self, out: RenderOutput, step: Step) -> Mapping[str, float]:
@@ -196,18 +215,23 @@ class Isosurface(Mesh):
         """
         if self.offsets.grad is not None:
             self.offsets.grad = self.diffused(self.offsets.grad)
-        self.pull()
+        self.pull(self._moves(step))
         before = self.sdf.detach().clone()
         numbers = super().update(out, step)
         with torch.no_grad():
             longest = 2 / (len(before) - 1)  # Further, and a point would leave the cells that it was pulled from.
             self.sdf.copy_(redistanced(before + (self.sdf - before).clamp(-longest, longest)))
+            self.shifts.clamp_(-0.5, 0.5)
         if not (self.sdf < 0).any():
             raise ArithmeticError(
                 f'The surface vanished at step {step.index} of stage "{step.stage}"; lower the rate of the distances.'
             )
         self.settle()
         return numbers
+
+    def _moves(self, step: Step) -> bool:
+        """Whether the points of the grid move at a step."""
+        return self._optimise is not None and self._optimise.rates(step.progress)["shifts"] > 0
 
 
 def interpolated(grid: Float[Tensor, "X Y Z c"], places: Float[Tensor, "n 3"]) -> Float[Tensor, "n c"]:
