@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from .export import glb, ply
 from .export.provenance import told
 from .files import write
 from .generate import Job
+from .guidance.iesd import Iesd
 from .opening import opened, placed
+from .priors import catalogue
 from .prompts import Prompts
 from .record import RunFolder, check_free, read_manifest, slug
 from .regions import INTO, Voxels
@@ -35,7 +37,7 @@ from .representations.field import points
 from .representations.fusion import project, sample
 from .representations.gaussians import Gaussians
 from .representations.mesh import Triangles
-from .terms import Term
+from .terms import Guide, Term
 
 REGION_FILE = "source.region.npy"
 FOUND = ("auto", "surface")  # regions that are found before the first step
@@ -45,14 +47,16 @@ INSTRUCTED = {  # its numbers
     "kind": BY_INSTRUCTION,
     "form": "x0",
     "weighting": "sigma2",
-    "mix": {"kind": "instruct", "scale": 1.2, "image_scale": 1.0},
+    "mix": {"kind": "instruct", "scale": 1.1, "image_scale": 1.0},
     "t": {"from": [0.7, 0.98], "to": [0.3, 0.7]},
 }
 RINGS, VIEWS = (0.0, 30.0), 8  # elevation in degrees, and views of each, from which the region is looked for
 TIMES = (0.3, 0.5, 0.7)  # at which the two captions are compared
 DRAWS = 2  # of noise at each
 GRID = 40  # points a side of the region
-LOW, HIGH = 0.2, 0.45  # of the greatest difference: below there is no region, above it is whole
+HOLD = 4.0  # how much firmer than an edit the rest is held
+DIM = 0.1  # brightness below which a difference is no longer told by its share
+LOW, HIGH = 0.25, 0.5  # of the greatest difference: below there is no region, above it is whole
 
 
 @dataclass(frozen=True)
@@ -227,7 +231,7 @@ def _guidance(stage: dict[str, Any], wish: Wish, path: Path, told: str | None) -
             Voxels(str(region))(torch.zeros(1, 3))
         kind = "texels" if own and wish.region != "auto" else "voxels"
         told_region = {"kind": kind, "path": str(region.resolve())}
-        stage["guidance"]["edit"] = {"kind": "local", "guidance": guide, "region": told_region}
+        stage["guidance"]["edit"] = {"kind": "local", "hold": HOLD, "guidance": guide, "region": told_region}
     return files
 
 
@@ -259,11 +263,24 @@ def begin(planned: Planned, priors: Mapping[str, Prior], force: bool = False) ->
         rep = stage.start(None, Step(job.seed, "edit")).to(job.device)
         step = Step(job.seed, "region")
         find = find_texels if planned.on_surface else find_region
-        grid = find(stage.terms(job.prompts, priors, step)[0], rep, stage.renderer, step)
+        grid = find(observer(job, priors, step), rep, stage.renderer, step)
         write(job.path / REGION_FILE, painting.saved(grid))
         if planned.on_surface:
             write((job.path / REGION_FILE).with_suffix(".png"), painting.shown(grid))
     return folder
+
+
+def observer(job: Job, priors: Mapping[str, Prior], step: Step) -> Term:
+    """Who looks for the region: the edit's own term, but for `playroom-edit` the playroom's prior of captions.
+
+    What that one says of the two captions differs where the edit is; what the other draws anew differs everywhere.
+    """
+    stage = job.recipe.stages["edit"]
+    if stage.prior == EDIT_PRIOR:
+        priors = {**priors, EDIT_PRIOR: catalogue.open_prior("playroom", job.device)}
+        stage = replace(stage, guidance={"edit": Guide(Iesd())})
+        return stage.terms(replace(job.prompts, instruction=None), priors, step)[0]
+    return stage.terms(job.prompts, priors, step)[0]
 
 
 @torch.no_grad()
@@ -320,19 +337,22 @@ def told_apart(
 def difference(
     term: Term, cameras: Cameras, background: Background, image: Tensor, step: Step
 ) -> Float[Tensor, "B H W 1"]:
-    """Mean absolute difference of the clean pictures with and without the edit, over times and draws of noise.
+    """How the clean pictures with and without the edit differ, as a share of their brightness, in the mean over times
+    and draws of noise: the dark side of a head is as far from another colour as its lit one.
 
-    Without it a caption prior is told the source's caption, and one that reads instructions none.
+    Without the edit a caption prior is told the source's caption, and one that reads instructions none.
     """
     prior = term.prior
-    edit, without = ("cond", "source") if term.prompts.instruction is None else ("instruct", "image")
+    names = ("cond", "source") if term.prompts.instruction is None else ("instruct", "image")
     conditions = term.conditions(cameras, background, image)
     z = prior.encode(image)
-    total = torch.zeros_like(image[..., :1])
+    sums = [torch.zeros_like(image), torch.zeros_like(image)]
     for t in TIMES:
         for draw in range(DRAWS):
             x = diffuse(prior, z, step.child(f"{t} {draw}"), (t, t))
-            eps = prior.predict(x.ask(conditions, edit, without))
-            after, before = (prior.decode(x0_from_eps(x.z_t, eps[name], x.alpha, x.sigma)) for name in (edit, without))
-            total += (after - before).abs().mean(dim=-1, keepdim=True)
-    return total / (len(TIMES) * DRAWS)
+            eps = prior.predict(x.ask(conditions, *names))
+            for total, name in zip(sums, names, strict=True):
+                total += prior.decode(x0_from_eps(x.z_t, eps[name], x.alpha, x.sigma)) / (len(TIMES) * DRAWS)
+    after, before = sums
+    brightness = torch.maximum(after, before).mean(dim=-1, keepdim=True)
+    return (after - before).abs().mean(dim=-1, keepdim=True) / (brightness + DIM)
