@@ -15,12 +15,15 @@ from small_run import prior
 
 from sds3d.cli import cli
 from sds3d.core import Step
-from sds3d.editing import GRID, find_region
+from sds3d.editing import Wish
+from sds3d.editing import plan as edit_plan
 from sds3d.export import export
 from sds3d.export import video as turntable_video
 from sds3d.export.provenance import told
+from sds3d.finding import GRID, find_region
 from sds3d.generate import Request, plan
 from sds3d.guidance.iesd import Iesd
+from sds3d.guidance.ip2p import Ip2p
 from sds3d.opening import opened
 from sds3d.prompts import Prompts
 from sds3d.record import RunFolder
@@ -152,6 +155,18 @@ def test_a_region_is_kept_with_the_run_and_nothing_outside_of_it_moves(red: Path
     assert grid.shape == (GRID,) * 3 and grid.min() >= 0 and grid.max() == 1
 
 
+def test_a_prior_that_reads_instructions_is_told_it_in_its_own_words(red: Path) -> None:
+    plan = edit_plan(Wish(red, "Make it BLUE!", guidance="ip2p", region="all"))
+    stage = plan.job.recipe.stages["edit"]
+    assert stage.prior == "playroom-edit" and isinstance(stage.guidance["edit"].guidance, Ip2p)
+    assert plan.job.prompts.instruction == "make it blue" and plan.job.prompts.prompt == "a blue cube"
+    same = edit_plan(Wish(red, "make it blue", prior="playroom-edit", region="all"))
+    assert same.job.recipe == plan.job.recipe
+    other = edit_plan(Wish(red, "Carve it!", prior="other/model", guidance="ip2p", region="all"))  # any words will do
+    assert other.job.prompts.instruction == "Carve it!" and other.job.prompts.prompt == "a red cube, Carve it!"
+    assert edit_plan(Wish(red, "make it blue", region="all")).job.prompts.instruction is None
+
+
 def test_the_region_lies_where_the_two_captions_differ() -> None:
     # Red and blue differ in the disc in the middle of every view, and not in what lies around it.
     rep = Blob(200, 0.5)(None, Step(0))
@@ -172,6 +187,8 @@ def test_the_region_lies_where_the_two_captions_differ() -> None:
         (("red", "make it red"), "changes nothing"),
         (("red", "make it blue", "--identity", "2"), r"--identity must lie in \[0, 1\]"),
         (("red", "make it blue", "--identity", "0.5", "--guidance", "dds"), "dds has no such number"),
+        (("red", "make it blue", "--guidance", "ip2p"), "needs a prior that is shown the source"),
+        (("red", "--target-prompt", "blue", "--guidance", "ip2p"), "ip2p reads an instruction"),
         (("red", "make it blue", "--region", "none.npy"), "There is no file none.npy"),
         (("red", "make it blue", "--prior", "sd15"), "--target-prompt"),
         (("red", "make it blue", "--out", "red"), "red"),

@@ -14,8 +14,8 @@
 
 E_I is told the source's picture, E_T also the instruction, E_0 neither (InstructPix2Pix, Brooks et al. 2022, arXiv
 2211.09800). Guidance scales have this one meaning everywhere. Code bases that write E_cond + s' (E_cond - E_base) mean
-s' = s - 1. Perp-Neg: Armandpour et al. 2023 (arXiv 2304.04968). The rescale is that of Lin et al. 2024 (arXiv 2305.08891), in
-MVDream's form (Shi et al. 2023, arXiv 2308.16512).
+s' = s - 1. Perp-Neg: Armandpour et al. 2023 (arXiv 2304.04968). The rescale is that of Lin et al. 2024 (arXiv
+2305.08891), in MVDream's form (Shi et al. 2023, arXiv 2308.16512).
 """
 
 from __future__ import annotations
