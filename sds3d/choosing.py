@@ -62,21 +62,18 @@ def check(start: object) -> None:
         check_clip(Path(start.clip))
 
 
-@torch.no_grad()
-def chosen(
+def scores(
     start: Choice,
     candidates: Sequence[Representation],
     term: Term,
     renderer: Renderer,
     looks: Sequence[Look],
     step: Step,
-) -> Representation:
-    """The candidate of the highest score; of equal ones the first."""
+) -> Float[Tensor, "n"]:
+    """How well each candidate suits the prompt, by what the start says that judges it."""
     if start.clip is None:
-        scores = by_prior(candidates, term, renderer, looks, step)
-    else:
-        scores = by_clip(candidates, term.prompts.prompt, renderer, Path(start.clip))
-    return candidates[int(scores.argmax())]
+        return by_prior(candidates, term, renderer, looks, step)
+    return by_clip(candidates, term.prompts.prompt, renderer, Path(start.clip))
 
 
 @torch.no_grad()

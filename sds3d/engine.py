@@ -200,15 +200,21 @@ def require_finite(rep: Representation, step: Step) -> None:
 def started(
     stage: Stage, previous: Representation | None, terms: Sequence[Term], first: Step, device: str | torch.device
 ) -> Representation:
-    """What a stage starts from: what its start makes, or chooses by what the first term's prompts and prior say."""
+    """What a stage starts from: what its start makes, or the first of the best of what it lets choose from."""
     if not isinstance(stage.start, choosing.Choice):
         return stage.start(previous, first).to(device)
-    candidates = [rep.to(device) for rep in stage.start.candidates(first)]
+    candidates, scores = ranked(stage, stage.start, terms, first, device)
+    return candidates[int(scores.argmax())]
+
+
+def ranked(
+    stage: Stage, start: choosing.Choice, terms: Sequence[Term], first: Step, device: str | torch.device
+) -> tuple[list[Representation], Float[Tensor, "n"]]:
+    """The candidates of a choice, and how well each suits what the first term's prompts, or its prior, say."""
+    candidates = [rep.to(device) for rep in start.candidates(first)]
     like, group = next(candidates[0].parameters()).detach(), joint_group(terms)
-    looks = [
-        choosing.Look(*stage.look(replace(first, index=k), group, like), t) for k, t in enumerate(choosing.TIMES)
-    ]
-    return choosing.chosen(stage.start, candidates, terms[0], stage.renderer, looks, first.child("choice"))
+    looks = [choosing.Look(*stage.look(replace(first, index=k), group, like), t) for k, t in enumerate(choosing.TIMES)]
+    return candidates, choosing.scores(start, candidates, terms[0], stage.renderer, looks, first.child("choice"))
 
 
 def never() -> bool:

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from ..core import RenderOutput, Representation, Step
 from .head import Identity, Template, head
-from .head_mesh import PARTS, head_mesh
+from .head_mesh import PARTS, HeadMesh, head_mesh
+from .head_profile import EYE_CM, IRIS_CM, LANDMARKS, PUPIL_CM, to_cm
 from .mesh import check_rows, logits_of
 from .texture import LARGEST, TexturedMesh, blank, nearest, texels
 
@@ -39,13 +40,14 @@ SPOTS = {  # of the skin: centre and reach in centimetres of the measured frame,
 }
 SCALP_ROUGHNESS = 0.75
 FEATURES = {  # which expressions move, and pictures of 64 pixels would only wear off: centre and reach in centimetres
-    "eye": ((3.2, 3.5, 8.9), 2.0),
-    "nose": ((0.0, 1.0, 12.0), 2.2),
-    "mouth": ((0.0, -3.5, 10.8), 2.2),
-    "ear": ((8.0, 1.6, 1.2), 1.8),
+    "eye": ((3.2, 3.5, 8.9), 2.9),
+    "nose": ((0.0, 1.0, 12.0), 2.8),
+    "mouth": ((0.0, -3.5, 10.8), 3.0),
+    "ear": ((8.0, 1.6, 1.2), 2.4),
 }
-HELD = 0.95
 SPREAD = 0.5  # deviation of the numbers of candidates
+LAYOUT = {"skin": 0.5, "brow": 0.25, "lips": 0.35, "eye": 0.9, "iris": 0.35, "pupil": 0.05}  # greys
+BROW_CM = 0.55  # half the width of a brow
 NOT_METALLIC = 1e-3  # a logit is finite
 MOUTH_RGB = (0.3, 0.08, 0.08)  # of what no view of a closed mouth shows
 
@@ -59,6 +61,7 @@ class TemplateMesh(TexturedMesh):
     """
 
     FIXED = (*TexturedMesh.FIXED, "identity", "seen")
+    SHARED = ("offsets", "slopes")  # The regularisers quiet texels that few pixels read; the rest may move at once.
     REACH = 10.0  # less than of other meshes, so that a hairline is one
     identity: Float[Tensor, "12"]
     seen: Float[Tensor, "S S 1"]
@@ -89,6 +92,10 @@ class TemplateMesh(TexturedMesh):
             self.seen.view(-1)[texel.flatten()] = 1
         return texel, weight
 
+    def diffused(self, values: Float[Tensor, "V c"]) -> Float[Tensor, "V c"]:
+        """As of any mesh, and less where the head holds still."""
+        return pliancy().to(values) * super().diffused(values)
+
     def asymmetry(self) -> Tensor:
         """Mean squared difference of the two sides: of albedo in [0, 1], and of offsets in world units."""
         albedo, other = self.albedo_logits.sigmoid().flatten(0, 1), twins(self.size).to(self.faces)
@@ -97,8 +104,6 @@ class TemplateMesh(TexturedMesh):
         return moved + (albedo - albedo[other]).square().mean()
 
     def update(self, out: RenderOutput, step: Step) -> Mapping[str, float]:
-        if self.offsets.grad is not None:
-            self.offsets.grad *= pliancy().to(self.offsets)
         numbers = super().update(out, step)
         if step.progress == 1:
             self.fill()
@@ -121,7 +126,7 @@ class TemplateMesh(TexturedMesh):
         for name in set_by:
             if not torch.equal(getattr(self, f"{name}_logits").detach().cpu(), begun[f"{name}_logits"]):
                 set_by[name] += ", then distilled"
-        maps = {"albedo": "distilled", **set_by, "normal": "flat" if flat else "distilled"}
+        maps = {"albedo": "distilled, over a layout by region", **set_by, "normal": "flat" if flat else "distilled"}
         numbers = zip(fields(Identity), self.identity.tolist(), strict=True)
         return {
             "template": self.template.licence,
@@ -136,12 +141,12 @@ def _identity(numbers: Tensor) -> Identity:
 
 @functools.cache
 def pliancy() -> Float[Tensor, "V 1"]:
-    """How much of its gradient moves each vertex: all on skull, cheeks and jaw, little at `FEATURES`, none in eyes."""
+    """How much of a displacement reaches each vertex: all on skull, cheeks and jaw, none in eyes and `FEATURES`."""
     mesh = head_mesh()
     q = mesh.vertices
     mirrored = torch.cat([q[:, :1].abs(), q[:, 1:]], dim=1)
     away = torch.stack([(mirrored - q.new_tensor(centre)).norm(dim=1) / reach for centre, reach in FEATURES.values()])
-    held = HELD * torch.exp(-away.square() / 2).amax(dim=0)
+    held = torch.exp(-(away.amin(dim=0) ** 6))  # nearly 1 as far as the reach, nearly 0 beyond
     eyes = torch.isin(mesh.part, torch.tensor([PARTS.index("left eye"), PARTS.index("right eye")]))
     return (1 - held.masked_fill(eyes, 1.0))[:, None].float()
 
@@ -173,31 +178,56 @@ def twins(size: int) -> Int[Tensor, "n"]:
 
 @functools.cache
 def by_region(size: int) -> dict[str, Tensor]:
-    """Textures to begin with: grey, the mouth's inside dark, and a roughness for each region."""
+    """Textures to begin with: the layout of a face in greys, and a roughness for each region."""
     mesh = head_mesh()
-    q = mesh.vertices
+    at, face, shares = texels(mesh.uv, mesh.uv_faces, size)
+    marked = torch.zeros(size * size, dtype=torch.bool)
+    marked[at] = True
+    row = torch.zeros(size * size, dtype=torch.long)
+    row[at] = torch.arange(len(at))
+    row = row[nearest(marked.view(size, size)).flatten()]  # of each texel the nearest one in a triangle
+    if not len(at):  # A texture of one texel may have none.
+        return blank(size)
+    corners = mesh.faces[face[row]]
+    q, rough = (
+        (shares[row][..., None] * values[corners]).sum(dim=1) for values in (mesh.vertices, roughness(mesh)[:, None])
+    )
+    textures = blank(size)
+    textures["albedo_logits"] = logits_of(layout(q, mesh.part[corners].amax(dim=1))).view(size, size, 3)
+    textures["roughness_logits"] = logits_of(rough.float()).view(size, size, 1)
+    textures["metallic_logits"] = logits_of(torch.full((size, size, 1), NOT_METALLIC))
+    return textures
+
+
+def roughness(mesh: HeadMesh) -> Float[Tensor, "V"]:
+    """The roughness of each vertex, as the table at the top says, in the measured frame."""
+    q, skin = mesh.vertices, mesh.part == PARTS.index("skin")
     rough = torch.tensor([PART_ROUGHNESS.get(name, PART_ROUGHNESS["skin"]) for name in PARTS], dtype=q.dtype)[mesh.part]
-    skin = mesh.part == PARTS.index("skin")
     for centre, reach, value in SPOTS.values():
         near = torch.exp(-(q - q.new_tensor(centre)).square().sum(dim=1) / (2 * reach**2)) * skin
         rough = torch.lerp(rough, rough.new_full((), value), near)
     scalp = torch.sigmoid(2 * (q[:, 1] - 9.6 + 1.5 * (2.0 - q[:, 2]).clamp(min=0))) * skin
-    rough = torch.lerp(rough, rough.new_full((), SCALP_ROUGHNESS), scalp)
-    at, face, shares = texels(mesh.uv, mesh.uv_faces, size)
-    marked = torch.zeros(size * size, dtype=torch.bool)
-    marked[at] = True
-    source = nearest(marked.view(size, size)).flatten()
-    values = rough.new_zeros(size * size)
-    values[at] = (shares * rough[mesh.faces[face]]).sum(dim=1)
-    part = torch.zeros(size * size, dtype=torch.long)
-    part[at] = mesh.part[mesh.faces[face]].amax(dim=1)  # PARTS: the mouth comes after the lips
-    rgb = torch.full((size * size, 3), 0.5)
+    return torch.lerp(rough, rough.new_full((), SCALP_ROUGHNESS), scalp)
+
+
+def layout(q: Float[Tensor, "n 3"], part: Int[Tensor, "n"]) -> Float[Tensor, "n 3"]:
+    """Colours to begin with at points of the measured head: where a face has its features, not what they look like."""
+    grey = torch.full((len(q),), LAYOUT["skin"])
+    brow = to_cm(LANDMARKS[22:27].double())  # the left one, from its inner end
+    mirrored = torch.cat([q[:, :1].abs(), q[:, 1:]], dim=1)
+    share = torch.linspace(0, 1, 9, dtype=q.dtype)[:, None, None]
+    line = torch.lerp(brow[:-1], brow[1:], share).reshape(-1, 3)
+    skin = part == PARTS.index("skin")
+    grey[skin & (torch.cdist(mirrored, line).amin(dim=1) < BROW_CM)] = LAYOUT["brow"]
+    grey[part == PARTS.index("lips")] = LAYOUT["lips"]
+    eye = torch.isin(part, torch.tensor([PARTS.index(f"{side} eye") for side in ("left", "right")]))
+    off = (mirrored[:, :2] - mirrored.new_tensor(EYE_CM[:2])).norm(dim=1)
+    grey[eye] = LAYOUT["eye"]
+    for name, reach in (("iris", IRIS_CM), ("pupil", PUPIL_CM)):
+        grey[eye & (q[:, 2] > EYE_CM[2]) & (off < reach)] = LAYOUT[name]
+    rgb = grey[:, None].repeat(1, 3)
     rgb[part == PARTS.index("mouth")] = torch.tensor(MOUTH_RGB)
-    textures = blank(size)
-    textures["albedo_logits"] = logits_of(rgb[source]).view(size, size, 3)
-    textures["roughness_logits"] = logits_of(values[source].float()).view(size, size, 1)
-    textures["metallic_logits"] = logits_of(torch.full((size, size, 1), NOT_METALLIC))
-    return textures
+    return rgb
 
 
 @dataclass(frozen=True)
