@@ -55,6 +55,7 @@ OWNERS = {
     "av": {"export"},
     "fast_simplification": {"representations"},
     "xatlas": {"representations"},
+    "kaolin": {"representations"},
     "imageio": {"export"},
     "trimesh": {"export"},
     "pxr": {"export"},

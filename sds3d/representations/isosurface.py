@@ -3,7 +3,7 @@
 Naive surface nets (Gibson 1998): a cell that the surface crosses has one vertex, the mean of the crossings of its
 edges; an edge of the grid that the surface crosses has one quad, between the four cells around it. Gradients flow
 through the crossings, as in deep marching tetrahedra (Shen et al. 2021), which also move the points of the grid. Which
-cells and edges are crossed is not differentiable.
+cells and edges are crossed is not differentiable. kaolin's FlexiCubes may take the place of surface nets.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +21,7 @@ from torch.nn.functional import grid_sample, pad
 from ..core import RenderOutput, Representation, Step
 from ..schedules import Number, Ramp, value
 from .field import LARGEST, points
+from .flexicubes import backend, flexicubes
 from .mesh import COLOURS, Mesh, check_rows
 
 CORNERS = tuple(itertools.product((0, 1), repeat=3))  # of a cell, in steps along x, y, z
@@ -43,16 +45,8 @@ def surface_nets(
     Raises ValueError for wrong shapes, numbers that are not finite, offsets that are too large, and where there is no
     surface at all.
     """
-    _check(sdf, offsets, radius)
-    steps = sdf.new_tensor([2 * radius / (n - 1) for n in sdf.shape])
-    if offsets is None:
-        offsets = sdf.new_zeros(*sdf.shape, 3)
-    # A layer of points outside of the object, one step beyond the grid, closes what leaves it.
-    sdf, offsets = pad(sdf, (1,) * 6, value=float(steps.min())), pad(offsets, (0, 0) + (1,) * 6)
-    shape = sdf.shape
-    axes = [torch.arange(n, dtype=sdf.dtype, device=sdf.device) - 1 for n in shape]
-    points = (torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1) + offsets) * steps - radius
-    strides = (shape[1] * shape[2], shape[2], 1)
+    sdf, points = _closed(sdf, offsets, radius)
+    shape, strides = sdf.shape, (sdf.shape[1] * sdf.shape[2], sdf.shape[2], 1)
     values, points, inside = sdf.flatten(), points.view(-1, 3), sdf.detach().flatten() < 0
 
     base = torch.arange(inside.numel(), device=sdf.device).view(shape)[:-1, :-1, :-1].flatten()
@@ -65,6 +59,30 @@ def surface_nets(
     vertex[cells] = torch.arange(len(cells), device=sdf.device)
     quads = [_quads(inside, strides[axis], strides[axis - 2], strides[axis - 1]) for axis in range(3)]
     return vertices, _triangles(vertices.detach(), vertex[torch.cat(quads)])
+
+
+Extractor = Literal["nets", "flexicubes"]
+
+
+def extracted(
+    extractor: Extractor, sdf: Float[Tensor, "X Y Z"], offsets: Float[Tensor, "X Y Z 3"] | None = None
+) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"]]:
+    """The surface in [-1, 1]^3 as of `surface_nets`, by an extractor; ValueError also where kaolin is missing."""
+    return surface_nets(sdf, offsets) if extractor == "nets" else flexicubes(*_closed(sdf, offsets, 1.0))
+
+
+def _closed(sdf: Tensor, offsets: Tensor | None, radius: float) -> tuple[Float[Tensor, "x y z"], Tensor]:
+    """The grid with a layer of points around it that are outside of the object, and where all points are: [x, y, z, 3].
+
+    The layer, one step beyond the grid, closes what leaves it. Raises ValueError as `surface_nets` does.
+    """
+    _check(sdf, offsets, radius)
+    steps = sdf.new_tensor([2 * radius / (n - 1) for n in sdf.shape])
+    if offsets is None:
+        offsets = sdf.new_zeros(*sdf.shape, 3)
+    sdf, offsets = pad(sdf, (1,) * 6, value=float(steps.min())), pad(offsets, (0, 0) + (1,) * 6)
+    axes = [torch.arange(n, dtype=sdf.dtype, device=sdf.device) - 1 for n in sdf.shape]
+    return sdf, (torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1) + offsets) * steps - radius
 
 
 def _crossings(cells: Tensor, jumps: Tensor, values: Tensor, points: Tensor, inside: Tensor) -> Float[Tensor, "V 3"]:
@@ -144,9 +162,10 @@ class Isosurface(Mesh):
     the grid and extracts the mesh anew. sdf: [R, R, R] at the points of the cube [-1, 1]^3, negative inside. tints:
     [R, R, R, 3], logits of colours there, of which each vertex takes the linear mean; grey where none are given.
     shifts: [R, R, R, 3], how far each point is moved from its place, in steps of the grid within [-0.5, 0.5].
+    extractor: what makes the triangles, surface nets or kaolin's FlexiCubes; no tensor, so the start has to say it.
 
-    Raises ValueError for wrong shapes, numbers that are not finite and a grid without a surface; TypeError for other
-    dtypes than floating point.
+    Raises ValueError for wrong shapes, numbers that are not finite, a grid without a surface and where kaolin is
+    missing; TypeError for other dtypes than floating point.
     """
 
     FIXED = ()
@@ -157,7 +176,13 @@ class Isosurface(Mesh):
     tints: Float[Tensor, "R R R 3"]
     shifts: Float[Tensor, "R R R 3"]
 
-    def __init__(self, sdf: Float[Tensor, "R R R"], tints: Float[Tensor, "R R R 3"] | None = None) -> None:
+    def __init__(
+        self,
+        sdf: Float[Tensor, "R R R"],
+        tints: Float[Tensor, "R R R 3"] | None = None,
+        extractor: Extractor = "nets",
+    ) -> None:
+        self.extractor: Extractor = extractor
         zeros = sdf.new_zeros(*sdf.shape, 3)
         super(Mesh, self).__init__({"sdf": sdf, "tints": zeros if tints is None else tints, "shifts": zeros})
 
@@ -180,11 +205,11 @@ class Isosurface(Mesh):
     def settle(self) -> None:
         """Extract the mesh."""
         with torch.no_grad():
-            vertices, faces = surface_nets(self.sdf)
+            vertices, faces = extracted(self.extractor, self.sdf)
             logits = interpolated(self.tints, vertices)
             self.inner = vertices  # in the grid as it is read, whose points are in their places
             if self.shifts.any():  # The same cells are crossed, so the vertices keep their order.
-                vertices, faces = surface_nets(self.sdf, self.shifts)
+                vertices, faces = extracted(self.extractor, self.sdf, self.shifts)
         self.register_buffer("base", vertices)
         self.register_buffer("faces", faces)
         self.offsets, self.colour_logits = nn.Parameter(torch.zeros_like(vertices)), nn.Parameter(logits)
@@ -199,7 +224,7 @@ class Isosurface(Mesh):
         would move. moving: the points of the grid too, with the derivative of the extraction, which has a bound there.
         """
         if self.offsets.grad is not None and moving:
-            surface_nets(self.sdf.detach(), self.shifts)[0].backward(self.offsets.grad)
+            extracted(self.extractor, self.sdf.detach(), self.shifts)[0].backward(self.offsets.grad)
         if self.offsets.grad is not None:
             outward = (self.offsets.grad * self.normals().detach()).sum(dim=-1, keepdim=True)
             interpolated(self.sdf[..., None], self.inner).backward(-outward)
@@ -279,20 +304,27 @@ def redistanced(sdf: Float[Tensor, "R R R"], sweeps: int = SWEEPS) -> Float[Tens
 
 @dataclass(frozen=True)
 class Shell:
-    """A grey sphere around the origin as signed distances. resolution: points a side of the grid."""
+    """A grey sphere around the origin as signed distances. resolution: points a side of the grid.
+
+    extractor: what makes triangles of them, also as they change; ValueError for flexicubes where kaolin is missing.
+    """
 
     radius: float = 0.6
     resolution: int = 48
+    extractor: Extractor = field(default="nets", metadata={"unsaid": True})
 
     def __post_init__(self) -> None:
         if not 0 < self.radius <= 1:
             raise ValueError(f"radius must lie in (0, 1], the object's sphere, given {self.radius}.")
         if not 8 <= self.resolution <= LARGEST:
             raise ValueError(f"resolution must lie in [8, {LARGEST}], given {self.resolution}.")
+        if self.extractor == "flexicubes":
+            backend()
 
     def __call__(self, previous: Representation | None, step: Step) -> Representation:
-        return Isosurface(points(self.resolution, torch.zeros(())).norm(dim=-1) - self.radius)
+        sdf = points(self.resolution, torch.zeros(())).norm(dim=-1) - self.radius
+        return Isosurface(sdf, extractor=self.extractor)
 
     def blank(self, previous: Representation | None) -> Representation:
         """A surface on the smallest grid."""
-        return Isosurface(-torch.ones(2, 2, 2))
+        return Isosurface(-torch.ones(2, 2, 2), extractor=self.extractor)
