@@ -8,8 +8,9 @@ Wanted of a textured mesh, against `gaussians` on the same prompts: a mean silho
 at most 2 dB below, and on every prompt at most 5,000 triangles and a closed surface: with vertices of one place as one,
 each directed edge of a triangle has exactly one opposite. Seconds are those of the whole run, without its files.
 
-Two recipes begin with a file. `texture` gets a grey mesh of the exact scene, and `refine` the assets of 60 steps of
-`gaussians` and of `gaussians-mesh`, which are measured too: `draft-splat` and `draft-mesh`.
+`headsculpt` makes heads, and runs on the four prompts that ask for one. Two recipes begin with a file. `texture` gets a
+grey mesh of the exact scene, and `refine` the assets of 60 steps of `gaussians` and of `gaussians-mesh`, which are
+measured too: `draft-splat` and `draft-mesh`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from sds3d.generate import Request, plan
 from sds3d.playroom.bench import asset_draw, beside_truth, save
 from sds3d.playroom.bench_guidance import Bench
 from sds3d.playroom.bootstrap import paired
-from sds3d.playroom.grammar import parse
+from sds3d.playroom.grammar import Head, parse
 from sds3d.playroom.guidance_lists import SETTING
 from sds3d.playroom.runs import Entry, Figures
 from sds3d.playroom.scenes import build
@@ -44,7 +45,8 @@ from sds3d.representations.mesh import Mesh, Triangles
 from sds3d.watchers import png
 
 BASE = "gaussians"
-RECIPES = (BASE, "gaussians-mesh", "nerf-mesh", "geometry-texture", "texture", "refine")
+SOLID = ("gaussians-mesh", "nerf-mesh", "geometry-texture", "headsculpt")  # from a prompt to a textured mesh
+RECIPES = (BASE, *SOLID, "texture", "refine")
 LOST_IOU, LOST_DB, MOST = 0.03, 2.0, 5000
 DRAFT = 60  # steps
 DRAFTS = {"splat": "gaussians", "mesh": "gaussians-mesh"}
@@ -107,6 +109,8 @@ def entries(names: Sequence[str], assets: Assets) -> list[Entry]:
     found = []
     for prompt in SETTING.prompts():
         for name in names:
+            if name == "headsculpt" and not isinstance(parse(prompt), Head):
+                continue
             if name == "texture":
                 found.append(Entry(name, own(name, assets.exact(prompt)), prompt, 0))
             elif name == "refine":
@@ -136,7 +140,7 @@ def summary(runs: Mapping[str, Runs]) -> dict[str, Any]:
         found[arm] = about(mine)
         if arm != base and not arm.startswith("draft") and mine.keys() & runs.get(base, {}).keys():
             found[arm][f"less_{base}"] = less(mine, runs[base])
-        if arm in RECIPES[1:4] and f"less_{BASE}" in found[arm]:
+        if arm in SOLID and f"less_{BASE}" in found[arm]:
             found[arm]["as_wanted"] = as_wanted(mine, found[arm][f"less_{BASE}"])
     return found
 
