@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,17 @@ from sds3d.representations.head import Identity
 from sds3d.representations.head_mesh import BALL_CM, DISCS, SKIN_V
 from sds3d.representations.head_profile import UNIT_CM
 from sds3d.representations.mesh import icosphere
-from sds3d.representations.template_mesh import LAYOUT, ChosenHead, TemplateMesh, by_region, pliancy, twins
+from sds3d.representations.template_mesh import (
+    LAYOUT,
+    SLOW,
+    ChosenHead,
+    TemplateMesh,
+    by_region,
+    pliancy,
+    pooled,
+    twins,
+    unfolded,
+)
 from sds3d.representations.texture import TextureOptimise, texels
 
 ODD = Identity(width=0.3, nose=-0.7, jaw=0.1)
@@ -176,16 +187,34 @@ def test_origins_say_what_was_learnt_and_what_was_set() -> None:
     assert {round(float(v), 2) for v in (rough.min(), rough.max())} == {0.15, 0.75}
 
 
-def test_the_layout_is_in_greys_and_its_features_lie_at_the_landmarks() -> None:
+def test_the_layouts_features_lie_at_the_landmarks() -> None:
     head = TemplateMesh(Identity(), 256)
     points = head.template.landmarks
     places = torch.cat([head.uv, torch.zeros(len(head.uv), 1)], dim=1)
     at = points.at(places, head.uv_faces)[:, :2]
     at[57] = (at[57] + at[66]) / 2  # from the lower lip's border to its middle
-    grey = head.sample(at)[:, :3].detach()
-    shown = {"brow": 19, "lips": 57, "skin": 8}
+    rgb = head.sample(at)[:, :3].detach()
+    shown = {"lips": 57, "skin": 8}
     for name, number in shown.items():
-        torch.testing.assert_close(grey[number], torch.full((3,), LAYOUT[name]), rtol=0, atol=0.02, msg=name)
+        torch.testing.assert_close(rgb[number], torch.tensor(LAYOUT[name]), rtol=0, atol=0.02, msg=name)
+
+
+def test_a_feature_keeps_one_colour_which_changes_slowly() -> None:
+    head = TemplateMesh(Identity(), 64)
+    head.prepare(replace(STILL, albedo=0.1), Step(0))
+    out, before = look(head), head.albedo_logits.detach().clone().view(-1, 3)
+    grad = torch.linspace(0.5, 1, 64 * 64 * 3).view(64, 64, 3)
+    head.albedo_logits.grad = grad.clone()
+    head.update(out, Step(0))
+    moved, region = head.albedo_logits.detach().view(-1, 3) - before, unfolded(64).region
+    torch.testing.assert_close(moved[region == 0], torch.full_like(moved[region == 0], -0.1), rtol=1e-4, atol=0)
+    torch.testing.assert_close(moved[region > 0], torch.full_like(moved[region > 0], -0.1 * SLOW), rtol=1e-4, atol=0)
+    flat, own = pooled(grad.view(-1, 3), region), grad.view(-1, 3)
+    assert torch.equal(flat[region == 0], own[region == 0])
+    for number in range(1, len(LAYOUT)):
+        there = region == number
+        torch.testing.assert_close(flat[there], own[there].mean(dim=0).expand(int(there.sum()), 3))
+    assert len(region.unique()) == len(LAYOUT)
 
 
 def test_its_glb_has_the_faces_of_its_template_at_any_size(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor
 from ..core import RenderOutput, Representation, Step
 from .head import Identity, Template, head
 from .head_mesh import PARTS, HeadMesh, head_mesh
-from .head_profile import EYE_CM, IRIS_CM, LANDMARKS, PUPIL_CM, to_cm
+from .head_profile import EYE_CM, IRIS_CM, PUPIL_CM
 from .mesh import check_rows, logits_of
 from .texture import LARGEST, TexturedMesh, blank, nearest, texels
 
@@ -46,8 +46,16 @@ FEATURES = {  # which expressions move, and pictures of 64 pixels would only wea
     "ear": ((8.0, 1.6, 1.2), 2.4),
 }
 SPREAD = 0.5  # deviation of the numbers of candidates
-LAYOUT = {"skin": 0.5, "brow": 0.25, "lips": 0.35, "eye": 0.9, "iris": 0.35, "pupil": 0.05}  # greys
-BROW_CM = 0.55  # half the width of a brow
+LAYOUT = {  # its regions and their colours; all but the first keep one colour each, which a stage changes
+    "skin": (0.5, 0.5, 0.5),
+    "brow": (0.25, 0.25, 0.25),
+    "lips": (0.55, 0.3, 0.28),
+    "eye": (0.9, 0.9, 0.9),
+    "iris": (0.35, 0.35, 0.35),
+    "pupil": (0.05, 0.05, 0.05),
+}
+SLOW = 0.2  # how fast features change beside the rest: under much noise a prior of 64 pixels sees none of them
+BROW_CM = (1.3, 5.4, 6.6, 0.55)  # its inner and outer end, height, and half of how thick it is
 NOT_METALLIC = 1e-3  # a logit is finite
 MOUTH_RGB = (0.3, 0.08, 0.08)  # of what no view of a closed mouth shows
 
@@ -104,7 +112,16 @@ class TemplateMesh(TexturedMesh):
         return moved + (albedo - albedo[other]).square().mean()
 
     def update(self, out: RenderOutput, step: Step) -> Mapping[str, float]:
+        """As of any mesh; features have one colour each, which changes slowly, and a stage's last step fills."""
+        region, before = unfolded(self.size).region.to(self.faces), self.albedo_logits.detach().clone()
+        if self.albedo_logits.grad is not None:
+            self.albedo_logits.grad = pooled(self.albedo_logits.grad.flatten(0, 1), region).view_as(before)
         numbers = super().update(out, step)
+        with torch.no_grad():
+            feature = (region > 0).view(self.size, self.size, 1)
+            self.albedo_logits.copy_(
+                torch.where(feature, torch.lerp(before, self.albedo_logits, SLOW), self.albedo_logits)
+            )
         if step.progress == 1:
             self.fill()
         return numbers
@@ -126,7 +143,11 @@ class TemplateMesh(TexturedMesh):
         for name in set_by:
             if not torch.equal(getattr(self, f"{name}_logits").detach().cpu(), begun[f"{name}_logits"]):
                 set_by[name] += ", then distilled"
-        maps = {"albedo": "distilled, over a layout by region", **set_by, "normal": "flat" if flat else "distilled"}
+        maps = {
+            "albedo": "distilled; brows, lips, eyes, irises and pupils one colour each, in places set by region",
+            **set_by,
+            "normal": "flat" if flat else "distilled",
+        }
         numbers = zip(fields(Identity), self.identity.tolist(), strict=True)
         return {
             "template": self.template.licence,
@@ -176,27 +197,51 @@ def twins(size: int) -> Int[Tensor, "n"]:
     return found
 
 
+@dataclass(frozen=True)
+class Unfolded:
+    """The measured head in S x S texels: of each the point in centimetres, its roughness, its part and its region, or
+    those of the nearest texel in a triangle."""
+
+    q: Float[Tensor, "n 3"]
+    rough: Float[Tensor, "n 1"]
+    part: Int[Tensor, "n"]
+    region: Int[Tensor, "n"]
+
+
 @functools.cache
-def by_region(size: int) -> dict[str, Tensor]:
-    """Textures to begin with: the layout of a face in greys, and a roughness for each region."""
+def unfolded(size: int) -> Unfolded:
+    """See there."""
     mesh = head_mesh()
     at, face, shares = texels(mesh.uv, mesh.uv_faces, size)
-    marked = torch.zeros(size * size, dtype=torch.bool)
-    marked[at] = True
-    row = torch.zeros(size * size, dtype=torch.long)
-    row[at] = torch.arange(len(at))
-    row = row[nearest(marked.view(size, size)).flatten()]  # of each texel the nearest one in a triangle
-    if not len(at):  # A texture of one texel may have none.
-        return blank(size)
+    if not len(at):  # A texture of one texel may have none; any point will do.
+        at, face, shares = at.new_zeros(1), face.new_zeros(1), shares.new_full((1, 3), 1 / 3)
+    marked, row = torch.zeros(size * size, dtype=torch.bool), torch.zeros(size * size, dtype=torch.long)
+    marked[at], row[at] = True, torch.arange(len(at))
+    row = row[nearest(marked.view(size, size)).flatten()]
     corners = mesh.faces[face[row]]
-    q, rough = (
-        (shares[row][..., None] * values[corners]).sum(dim=1) for values in (mesh.vertices, roughness(mesh)[:, None])
-    )
-    textures = blank(size)
-    textures["albedo_logits"] = logits_of(layout(q, mesh.part[corners].amax(dim=1))).view(size, size, 3)
-    textures["roughness_logits"] = logits_of(rough.float()).view(size, size, 1)
+    values = torch.cat([mesh.vertices, roughness(mesh)[:, None]], dim=1)
+    q, rough = (shares[row][..., None] * values[corners]).sum(dim=1).split([3, 1], dim=1)
+    part = mesh.part[corners].amax(dim=1)  # PARTS: a triangle between two belongs to what lies further in
+    return Unfolded(q, rough, part, layout(q, part))
+
+
+@functools.cache
+def by_region(size: int) -> dict[str, Tensor]:
+    """Textures to begin with: the layout of a face, its mouth dark inside, and a roughness for each region."""
+    head, textures = unfolded(size), blank(size)
+    rgb = torch.tensor(list(LAYOUT.values()))[head.region]
+    rgb[head.part == PARTS.index("mouth")] = torch.tensor(MOUTH_RGB)
+    textures["albedo_logits"] = logits_of(rgb).view(size, size, 3)
+    textures["roughness_logits"] = logits_of(head.rough.float()).view(size, size, 1)
     textures["metallic_logits"] = logits_of(torch.full((size, size, 1), NOT_METALLIC))
     return textures
+
+
+def pooled(values: Float[Tensor, "n c"], region: Int[Tensor, "n"]) -> Float[Tensor, "n c"]:
+    """The mean over each region of the layout but the first, whose texels keep their own."""
+    count = torch.bincount(region, minlength=len(LAYOUT)).clamp(min=1)[:, None]
+    mean = values.new_zeros(len(LAYOUT), values.shape[1]).index_add(0, region, values) / count
+    return torch.where(region[:, None] > 0, mean[region], values)
 
 
 def roughness(mesh: HeadMesh) -> Float[Tensor, "V"]:
@@ -210,24 +255,21 @@ def roughness(mesh: HeadMesh) -> Float[Tensor, "V"]:
     return torch.lerp(rough, rough.new_full((), SCALP_ROUGHNESS), scalp)
 
 
-def layout(q: Float[Tensor, "n 3"], part: Int[Tensor, "n"]) -> Float[Tensor, "n 3"]:
-    """Colours to begin with at points of the measured head: where a face has its features, not what they look like."""
-    grey = torch.full((len(q),), LAYOUT["skin"])
-    brow = to_cm(LANDMARKS[22:27].double())  # the left one, from its inner end
-    mirrored = torch.cat([q[:, :1].abs(), q[:, 1:]], dim=1)
-    share = torch.linspace(0, 1, 9, dtype=q.dtype)[:, None, None]
-    line = torch.lerp(brow[:-1], brow[1:], share).reshape(-1, 3)
-    skin = part == PARTS.index("skin")
-    grey[skin & (torch.cdist(mirrored, line).amin(dim=1) < BROW_CM)] = LAYOUT["brow"]
-    grey[part == PARTS.index("lips")] = LAYOUT["lips"]
+def layout(q: Float[Tensor, "n 3"], part: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+    """The region of each point of the measured head, as its number in `LAYOUT`: where a face has its features."""
+    regions = list(LAYOUT)
+    x, y, z = q[:, 0].abs(), q[:, 1], q[:, 2]
+    inner, outer, height, thick = BROW_CM
+    arch = (y - height + 0.06 * (x - 3.0).square()).abs() < thick
+    found = torch.full_like(part, regions.index("skin"))
+    found[(part == PARTS.index("skin")) & (z > 4) & (x > inner) & (x < outer) & arch] = regions.index("brow")
+    found[part == PARTS.index("lips")] = regions.index("lips")
     eye = torch.isin(part, torch.tensor([PARTS.index(f"{side} eye") for side in ("left", "right")]))
-    off = (mirrored[:, :2] - mirrored.new_tensor(EYE_CM[:2])).norm(dim=1)
-    grey[eye] = LAYOUT["eye"]
+    found[eye] = regions.index("eye")
+    off = torch.hypot(x - EYE_CM[0], y - EYE_CM[1])
     for name, reach in (("iris", IRIS_CM), ("pupil", PUPIL_CM)):
-        grey[eye & (q[:, 2] > EYE_CM[2]) & (off < reach)] = LAYOUT[name]
-    rgb = grey[:, None].repeat(1, 3)
-    rgb[part == PARTS.index("mouth")] = torch.tensor(MOUTH_RGB)
-    return rgb
+        found[eye & (z > EYE_CM[2]) & (off < reach)] = regions.index(name)
+    return found
 
 
 @dataclass(frozen=True)
