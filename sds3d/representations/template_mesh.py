@@ -12,8 +12,8 @@ What a material is made of besides its colour cannot be told from pictures of 64
 | skin     | 0.60      |
 | scalp    | 0.75      |
 
-and nothing is metallic. Of the specular constants that are known of skin (lips 0.55, nose tip 0.5, forehead 0.4, cheeks
-0.35) these are the inverse.
+and nothing is metallic. Lips, nose tip, forehead and cheeks are the inverse of customary specular constants (0.55, 0.5,
+0.4, 0.35); the others are guesses.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SPOTS = {  # of the skin: centre and reach in centimetres of the measured frame,
     "forehead": ((0.0, 8.5, 8.0), 3.6, 0.56),
 }
 SCALP_ROUGHNESS = 0.75
-FEATURES = {  # which expressions move, and pictures of 64 pixels would only wear off: centre and reach in centimetres
+FEATURES = {  # which expressions move, and which distillation wore off when it was let: centre and reach in centimetres
     "eye": ((3.2, 3.5, 8.9), 2.9),
     "nose": ((0.0, 1.0, 12.0), 2.8),
     "mouth": ((0.0, -3.5, 10.8), 3.0),
@@ -54,8 +54,8 @@ LAYOUT = {  # its regions and their colours; all but the first keep one colour e
     "iris": (0.35, 0.35, 0.35),
     "pupil": (0.05, 0.05, 0.05),
 }
-SLOW = 0.2  # how fast features change beside the rest: under much noise a prior of 64 pixels sees none of them
-BROW_CM = (1.3, 5.4, 6.6, 0.55)  # its inner and outer end, height, and half of how thick it is
+SLOW = 0.2  # how fast features change beside the rest; as fast as it, they faded into the skin
+BROW_CM = (1.3, 5.4, 6.6, 0.55)  # as the playroom draws it: inner and outer end, height, half of how thick it is
 NOT_METALLIC = 1e-3  # a logit is finite
 MOUTH_RGB = (0.3, 0.08, 0.08)  # of what no view of a closed mouth shows
 
@@ -144,7 +144,7 @@ class TemplateMesh(TexturedMesh):
             if not torch.equal(getattr(self, f"{name}_logits").detach().cpu(), begun[f"{name}_logits"]):
                 set_by[name] += ", then distilled"
         maps = {
-            "albedo": "distilled; brows, lips, eyes, irises and pupils one colour each, in places set by region",
+            "albedo": "distilled; of brows, lips, eyes, irises and pupils place and first colour set by region",
             **set_by,
             "normal": "flat" if flat else "distilled",
         }
