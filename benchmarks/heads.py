@@ -6,7 +6,7 @@ that sees one view at a time, and judged against its exact scene in the 24 views
 | arm       | what the prior is told                                                                          |
 |-----------|-------------------------------------------------------------------------------------------------|
 | `plain`   | the caption and the word of the view                                                             |
-| `back`    | from behind the caption without its eyes, glasses, smile and beard (`back: {}`)                  |
+| `back`    | from behind the caption without its eyes, glasses, smile and beard (`behind: {}`)                  |
 | `control` | as `back`, and from ahead shown the landmarks of the head template (`playroom-control`)           |
 
 A face is counted where the silhouettes overlap by 0.7. Rates and means come with bootstrap intervals over the prompts
@@ -39,10 +39,10 @@ from sds3d.prompts import Prompts
 TERM = "stages.shape.guidance.sds"
 ARMS = {
     "plain": ["stages.shape.prior=playroom-single"],
-    "back": ["stages.shape.prior=playroom-single", f"{TERM}.back={{}}"],
+    "back": ["stages.shape.prior=playroom-single", f"{TERM}.behind={{}}"],
     "control": [
         "stages.shape.prior=playroom-single+playroom-control",
-        f"{TERM}.back={{}}",
+        f"{TERM}.behind={{}}",
         f"{TERM}.control=[{{kind: landmarks}}]",
     ],
 }

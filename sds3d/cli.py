@@ -387,7 +387,7 @@ def learn(context: click.Context, pictures: Path, quiet: bool, debug: bool, **gi
     \b
     sds3d learn heads-from-behind --prior sd15 --caption "a photo of a head, back view, <back-view>"
     sds3d generate "a head" --prior sd15+back-view.safetensors \\
-        --set 'stages.shape.guidance.sds.back={words: <back-view>}'
+        --set 'stages.shape.guidance.sds.behind={words: <back-view>}'
 
     The prior itself stays as it is. The file is one that others read too (safetensors, diffusers' layout), and theirs
     are read here.

@@ -114,7 +114,7 @@ class Stage:
         for name, guide in self.guidance.items():
             prior = _prior(priors, guide.prior or self.prior)
             _check_views(self.cameras, prior, guide.prior or self.prior)
-            said = replace(prompts, view_words=guide.view_words and prior.group == 1, back=guide.back)
+            said = replace(prompts, view_words=guide.view_words and prior.group == 1, behind=guide.behind)
             guide.guidance.check(prior, said.names())
             terms.append(Term(name, guide.guidance, prior, said, guide.weight, guide.look, guide.control))
         cameras, background = self.look(first, joint_group(terms), torch.zeros(()))

@@ -105,7 +105,7 @@ class Prompts:
     negative: what the object should not be, or None. view_words: say ", front view" and so on, which only a prior that
     sees one view at a time needs. name_background: say ", on white" where the background has a name. source: what the
     asset that is edited was before, or None where nothing is edited. instruction: how it is edited, for a prior that
-    reads that itself. back: how views from behind are told, where views have words.
+    reads that itself. behind: how views from behind are told, where views have words.
     """
 
     prompt: str
@@ -114,7 +114,7 @@ class Prompts:
     name_background: bool = True
     source: str | None = None
     instruction: str | None = None
-    back: BackView | None = None
+    behind: BackView | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", tidy(self.prompt))
@@ -128,7 +128,7 @@ class Prompts:
     @property
     def negates_behind(self) -> bool:
         """Whether there is a question "not_behind"."""
-        return self.view_words and self.back is not None and bool(self.back.negative)
+        return self.view_words and self.behind is not None and bool(self.behind.negative)
 
     def names(self) -> frozenset[str]:
         """The questions that these prompts can ask."""
@@ -161,8 +161,8 @@ class Prompts:
         }
         if self.view_words:
             texts |= {f"not_{word}": tuple(f"{said}, {word} view{b}" for b in behind) for word in AVOIDED}
-        if self.back is not None and self.negates_behind:
-            texts["not_behind"] = (self.back.negative,) * rows
+        if self.behind is not None and self.negates_behind:
+            texts["not_behind"] = (self.behind.negative,) * rows
         if self.negative is not None:
             texts["negative"] = (self.negative,) * rows
         if self.source is not None:
@@ -175,10 +175,10 @@ class Prompts:
         """A prompt as it is told of a view, by the view's word or "" for none."""
         if not view:
             return prompt + look_words
-        if view != "back" or self.back is None:
+        if view != "back" or self.behind is None:
             return f"{prompt}{look_words}, {view} view"
-        words = f", {self.back.words}" if self.back.words else ""
-        return f"{self.back.shows(prompt)}{look_words}, back view{words}"
+        words = f", {self.behind.words}" if self.behind.words else ""
+        return f"{self.behind.shows(prompt)}{look_words}, back view{words}"
 
     def weights(self, cameras: Cameras) -> dict[str, Float[Tensor, "B"]]:
         """The weight per view of each question that has one; see `perp_neg_weights` and `BackView`."""

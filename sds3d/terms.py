@@ -73,7 +73,7 @@ class Guide:
 
     prior: the name of its own prior; None takes the stage's. look: the picture that the prior sees. weight: times its
     gradient. view_words: tell a single-view prior which side it sees. control: one picture for each ControlNet of the
-    prior, or none, which leaves it unsteered. back: what a single-view prior is told of views from behind.
+    prior, or none, which leaves it unsteered. behind: what a single-view prior is told of views from behind.
     """
 
     guidance: Guidance = field(metadata={"inline": True})
@@ -82,7 +82,7 @@ class Guide:
     weight: Number = 1.0
     view_words: bool = True
     control: tuple[ControlSource, ...] = field(default=(), metadata={"unsaid": True})
-    back: BackView | None = field(default=None, metadata={"unsaid": True})
+    behind: BackView | None = field(default=None, metadata={"unsaid": True})
 
 
 @dataclass(frozen=True)

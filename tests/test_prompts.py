@@ -117,7 +117,7 @@ ADORNED = "a head with tan skin, red hair, blue eyes, glasses, a hat and a smile
 
 def test_a_view_from_behind_is_told_without_what_cannot_be_seen_there() -> None:
     back = BackView(words="<back-view>, without faces")
-    texts = Prompts(ADORNED, view_words=True, source="a head with a beard", back=back).texts(RING, WHITE)
+    texts = Prompts(ADORNED, view_words=True, source="a head with a beard", behind=back).texts(RING, WHITE)
     said = "a head with tan skin, red hair and a hat, back view, <back-view>, without faces, on white"
     assert texts["cond"][2] == said
     plain = Prompts(ADORNED, view_words=True).texts(RING, WHITE)
@@ -152,10 +152,10 @@ def test_what_a_prompt_lists_is_left_out_part_by_part(prompt: str, seen: str) ->
 
 
 def test_a_negative_of_views_from_behind_weighs_by_the_angle() -> None:
-    prompts = Prompts(ADORNED, view_words=True, back=BackView(negative="eyes"))
+    prompts = Prompts(ADORNED, view_words=True, behind=BackView(negative="eyes"))
     assert prompts.names() == frozenset(prompts.texts(RING, WHITE))
     assert prompts.texts(RING, WHITE)["not_behind"] == ("eyes",) * 4
     assert prompts.weights(RING)["not_behind"].tolist() == pytest.approx([0, -0.5, -1, -0.5], abs=1e-6)
-    for silent in (replace(prompts, view_words=False), replace(prompts, back=BackView())):
+    for silent in (replace(prompts, view_words=False), replace(prompts, behind=BackView())):
         assert "not_behind" not in silent.names() | silent.weights(RING).keys() | silent.texts(RING, WHITE).keys()
     assert replace(prompts, view_words=False).texts(RING, WHITE)["cond"] == (f"{ADORNED}, on white",) * 4
