@@ -192,6 +192,7 @@ def heads_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edit_pairs, "KINDS", {"head": 1.0})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["edit", "control"])
 def test_both_trainings_resume_to_the_same_bits_and_write_what_opens(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
