@@ -232,7 +232,8 @@ def told_source(net: Any, text: Any, vocabulary: tuple[str, ...], seed: int = 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vocab, _ = bpe(vocabulary)
-        wide: Any = UNet2DConditionModel.from_config({**net.config, "in_channels": 2 * net.config.in_channels})
+        told = {key: value for key, value in net.config.items() if not key.startswith("_")}  # not where it was read
+        wide: Any = UNet2DConditionModel(**told | {"in_channels": 2 * net.config.in_channels})
         reader = text_encoder(len(vocab))
     weights = net.state_dict()
     first = torch.zeros_like(wide.conv_in.weight)
