@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -42,6 +41,7 @@ from sds3d.playroom.grammar import parse
 from sds3d.playroom.instructions import rewrite
 from sds3d.playroom.measures import psnr, views
 from sds3d.playroom.render import render
+from sds3d.playroom.runs import append, lines
 from sds3d.playroom.scenes import build
 from sds3d.priors.catalogue import open_prior
 from sds3d.renderers.splats import Splats
@@ -213,17 +213,14 @@ def main() -> None:
     unknown = [arm for arm in arms if arm not in ARMS]
     if unknown:
         parser.error(f"there is no arm {', '.join(unknown)}; known are: {', '.join(ARMS)}")
-    lines = given.out.with_suffix(".jsonl")
-    kept = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    file = given.out.with_suffix(".jsonl")
+    kept = lines(file)
     if given.plot:
         return plot(kept, given.out.with_suffix(".png"))
     for row in runs(arms, given.pairs, list(kept), "playroom"):
         kept.append(row)
         print(json.dumps(row), flush=True)
-        with lines.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append(file, row)
     save("editing", {"command": "python benchmarks/editing.py", "figures": figures(kept)}, given.out)
 
 

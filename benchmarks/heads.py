@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from sds3d.playroom.bench import asset_draw, commit, fixed_prompts, save
 from sds3d.playroom.bootstrap import interval, paired
 from sds3d.playroom.grammar import caption, is_held_out
 from sds3d.playroom.measures import measure
+from sds3d.playroom.runs import append, lines
 from sds3d.priors.catalogue import open_prior
 from sds3d.prompts import Prompts
 
@@ -133,15 +133,12 @@ def main() -> None:
     unknown = [arm for arm in arms if arm not in ARMS]
     if unknown:
         parser.error(f"there is no arm {', '.join(unknown)}; known are: {', '.join(ARMS)}")
-    lines = given.out.with_suffix(".jsonl")
-    kept = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    file = given.out.with_suffix(".jsonl")
+    kept = lines(file)
     for row in runs(arms, given.prompts, list(kept)):
         kept.append(row)
         print(json.dumps(row), flush=True)
-        with lines.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append(file, row)
     save("heads", {"command": "python benchmarks/heads.py", "figures": figures(kept)}, given.out)
 
 

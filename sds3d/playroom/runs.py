@@ -128,21 +128,29 @@ def loaded_commit() -> str | None:
     return commit()
 
 
-def read(path: Path) -> dict[str, dict[str, Any]]:
-    """The runs of a file by key; of two with one key the later. What a stop cut off at the end is left out.
+def lines(path: Path, *needed: str) -> list[dict[str, Any]]:
+    """The runs of a file, in their order; none where there is no file. What a stop cut off at the end is left out.
 
-    Raises ValueError for a file that holds something else.
+    Raises ValueError for a line that is no JSON object with the words that are needed.
     """
     if not path.exists():
-        return {}
-    found = {}
+        return []
+    found = []
     for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
-            kept = json.loads(text)
-            found[kept["key"]] = kept
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path} is no file of runs: line {number} is no JSON object with a key.") from None
+            row = json.loads(text)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in needed):
+            told = "".join(f" with a {name}" for name in needed)
+            raise ValueError(f"{path} is no file of runs: line {number} is no JSON object{told}.")
+        found.append(row)
     return found
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """The runs of a file by key; of two with one key the later. Raises ValueError for a file of something else."""
+    return {row["key"]: row for row in lines(path, "key")}
 
 
 def append(path: Path, kept: Mapping[str, Any]) -> None:
