@@ -200,12 +200,12 @@ def target_caption(before: str, wish: Wish, prior: str, told: str | None) -> str
 def _guidance(stage: dict[str, Any], wish: Wish, path: Path, told: str | None) -> dict[str, type]:
     """Put the guidance that the wish asks for into a stage's data; returns a guidance that came from a file."""
     files = {}
-    if wish.guidance is not None:
+    if told is not None:
+        stage["guidance"]["edit"] = dict(INSTRUCTED)
+    elif wish.guidance is not None:
         if ":" in wish.guidance:
             files = dict([plugins.load_file(wish.guidance)])
         stage["guidance"]["edit"] = {"kind": wish.guidance}
-    if told is not None:
-        stage["guidance"]["edit"] = dict(INSTRUCTED)
     guide = stage["guidance"]["edit"]
     if wish.identity is not None:
         if guide["kind"] != "iesd":
@@ -226,12 +226,12 @@ def _guidance(stage: dict[str, Any], wish: Wish, path: Path, told: str | None) -
 
 def _painted(wish: Wish, rep: Representation) -> dict[str, bytes]:
     """The file of a painted region. Raises ValueError for no such picture, and for an asset without a texture."""
-    if wish.region == "surface" and isinstance(rep, Triangles):
-        return {}  # A mesh with colours at its vertices is unwrapped before it is looked at.
-    if wish.region != "surface" and not wish.region.endswith(".png"):
-        return {}
-    painting.textured(rep)
-    return {} if wish.region == "surface" else {REGION_FILE: painting.painted(Path(wish.region))}
+    if wish.region.endswith(".png"):
+        painting.textured(rep)
+        return {REGION_FILE: painting.painted(Path(wish.region))}
+    if wish.region == "surface" and not isinstance(rep, Triangles):  # Other meshes are unwrapped before the search.
+        painting.textured(rep)
+    return {}
 
 
 def encoded(rep: Representation, file: str) -> dict[str, bytes]:

@@ -46,3 +46,8 @@ class Denoising(Fit):
         """
         weight = (1 - self.alphas[t.to(self.device)]).reciprocal().clamp_max(MAX_WEIGHT)
         return weight * (counts * (clean.float() - z).square()).mean(dim=(1, 2, 3))
+
+    def logged(self, losses: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """The columns of the log: every row's loss, and those under much noise, where only what is told decides."""
+        seen = losses.detach().cpu()
+        return {"loss": seen, "loss_high_t": seen[t > 850]}

@@ -203,13 +203,13 @@ def phrase(before: Spec, after: Spec, name: str, rng: np.random.Generator) -> st
             ways.append(f"dye {whose} hair {value}")
         return str(rng.choice(ways))
     if isinstance(before, Pair):
-        thing, new = getattr(before, name), getattr(after, name).colour
+        thing, value = getattr(before, name), value.colour
         alike = before.first.shape == before.second.shape or rng.random() < 0.3
-        noun, value = (f"{thing.colour} {thing.shape}" if alike else thing.shape), new
+        noun = f"{thing.colour} {thing.shape}" if alike else thing.shape
     elif isinstance(before, Toy):
         noun = before.kind if name == "colour" else part_of(before.kind)
     else:
-        noun = str(rng.choice([before.shape, "it"])) if isinstance(before, Thing) else name
+        noun = str(rng.choice([before.shape, "it"]))
     the = noun if noun == "it" else f"the {noun}"
     verb = str(rng.choice(["make", "paint", "turn", "colour"]))
     return f"{verb} {the} {value}"

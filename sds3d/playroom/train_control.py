@@ -146,8 +146,7 @@ class ControlTraining(Denoising):
         batch = self.draw_batch(self.args.rows, rng, views, camera)
         t = draw_t(self.args.rows, rng, views)
         losses = self.loss(batch, t, self.noise(len(t), rng), self.net)
-        seen = losses.detach().cpu()
-        return losses, {"loss": seen, "loss_high_t": seen[t > 850]}
+        return losses, self.logged(losses, t)
 
     @torch.no_grad()
     def judge(self) -> dict[str, float]:

@@ -86,8 +86,7 @@ class EditTraining(Denoising):
         shown = shown.to(self.device)[:, None, None, None]
         counts = 1 + EDITED * ((before - z).abs() > DIFFERENT)
         losses = self.error(self.clean((self.unet, self.text), x, t, shown * before, batch), z, t, counts)
-        seen = losses.detach().cpu()
-        return losses, {"loss": seen, "loss_high_t": seen[t > 850]}
+        return losses, self.logged(losses, t)
 
     @torch.no_grad()
     def judge(self) -> dict[str, float]:
