@@ -63,8 +63,9 @@ def test_twins_show_mirror_images() -> None:
     assert away[skin].max() < 1e-5
     x, y, radius = DISCS["left eye"]
     eye = torch.hypot((column + 0.5) / size - x, 1 - (row + 0.5) / size - y) < radius
-    assert eye.sum() > 100
-    assert away[eye].nan_to_num(0).max() < math.pi * BALL_CM / (radius * size) / UNIT_CM
+    drawn = eye & shown[other[at]].isfinite().all(dim=1)  # A twin at the rim of the disc may have no triangle.
+    assert eye.sum() > 100 and drawn.sum() > 0.9 * eye.sum()
+    assert away[drawn].max() < math.pi * BALL_CM / (radius * size) / UNIT_CM
 
 
 def test_asymmetry_is_that_of_the_hand_and_makes_sides_alike() -> None:
