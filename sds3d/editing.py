@@ -23,6 +23,7 @@ from .files import write
 from .finding import find_region, find_texels
 from .generate import Job
 from .guidance.iesd import Iesd
+from .guidance.ip2p import Ip2p
 from .opening import opened, placed
 from .priors import catalogue
 from .prompts import Prompts
@@ -38,12 +39,12 @@ REGION_FILE = "source.region.npy"
 FOUND = ("auto", "surface")  # regions that are found before the first step
 BY_INSTRUCTION = "ip2p"  # the guidance of priors that read instructions
 EDIT_PRIOR = "playroom-edit"
-INSTRUCTED = {  # its numbers
+INSTRUCTED = {  # its numbers: a prior that is shown the source knows most where it sees least of a half-made edit
     "kind": BY_INSTRUCTION,
     "form": "x0",
-    "weighting": "sigma2",
-    "mix": {"kind": "instruct", "scale": 1.1, "image_scale": 1.0},
-    "t": {"from": [0.7, 0.98], "to": [0.3, 0.7]},
+    "weighting": "recon",
+    "mix": {"kind": "instruct", "scale": 1.0, "image_scale": 1.0},
+    "t": {"from": [0.9, 0.98], "to": [0.7, 0.95]},
 }
 HOLD = 4.0  # how much firmer than an edit the rest is held
 
@@ -77,13 +78,13 @@ class Wish:
 class Planned:
     """An edit that can be carried out: the run's job, and the files that it starts from with their names there.
 
-    find_region: the region is yet to be found, and on_surface: over the texture.
+    find: the kind of region that is yet to be found, of `FOUND`. instruction: as `playroom-edit` was taught to read it.
     """
 
     job: Job
     data: Mapping[str, bytes]
-    find_region: bool
-    on_surface: bool = False
+    find: str | None = None
+    instruction: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,9 @@ def plan(wish: Wish) -> Planned:
         notes={"edits": [*source.story, edit]},
     )
     data = {**encoded(source.rep, file), **region}
-    return Planned(job, data, wish.region in FOUND, wish.region == "surface")
+    in_playroom = wish.instruction is not None and stage["prior"].startswith("playroom")
+    heard = heard_in_playroom(wish.instruction) if in_playroom and wish.target_prompt is None else None
+    return Planned(job, data, wish.region if wish.region in FOUND else None, heard)
 
 
 def find_source(path: Path, device: str | None = None) -> Source:
@@ -172,11 +175,14 @@ def instructed(wish: Wish) -> str | None:
         return None
     if wish.instruction is None:
         raise ValueError(f'{BY_INSTRUCTION} reads an instruction, for example "make the cube blue"; say one.')
-    if wish.prior in (None, EDIT_PRIOR):  # It was taught without stops and capitals.
-        from .playroom.instructions import spoken
+    return heard_in_playroom(wish.instruction) if wish.prior in (None, EDIT_PRIOR) else wish.instruction
 
-        return " ".join(spoken(wish.instruction)).replace(" ,", ",")
-    return wish.instruction
+
+def heard_in_playroom(instruction: str) -> str:
+    """An instruction as `playroom-edit` was taught them: without stops and capitals."""
+    from .playroom.instructions import spoken
+
+    return " ".join(spoken(instruction)).replace(" ,", ",")
 
 
 def target_caption(before: str, wish: Wish, prior: str, told: str | None) -> str:
@@ -247,26 +253,38 @@ def begin(planned: Planned, priors: Mapping[str, Prior], force: bool = False) ->
     folder = RunFolder.new(job.path, force)
     for name, data in planned.data.items():
         write(job.path / name, data)
-    if planned.find_region:
+    if planned.find is not None:
         stage = job.recipe.stages["edit"]
         rep = stage.start(None, Step(job.seed, "edit")).to(job.device)
         step = Step(job.seed, "region")
-        find = find_texels if planned.on_surface else find_region
-        grid = find(observer(job, priors, step), rep, stage.renderer, step)
+        seers = observers(planned, priors, step)
+        if planned.find == "surface":
+            grid = find_texels(seers[0], rep, stage.renderer, step)
+        else:
+            grid = find_region(seers, rep, stage.renderer, step)
         write(job.path / REGION_FILE, painting.saved(grid))
-        if planned.on_surface:
+        if planned.find == "surface":
             write((job.path / REGION_FILE).with_suffix(".png"), painting.shown(grid))
     return folder
 
 
-def observer(job: Job, priors: Mapping[str, Prior], step: Step) -> Term:
-    """Who looks for the region: the edit's own term, but for `playroom-edit` the playroom's prior of captions.
+def observers(planned: Planned, priors: Mapping[str, Prior], step: Step) -> list[Term]:
+    """Who looks for the region: the edit's own term, but in the playroom its prior of captions.
 
-    What that one says of the two captions differs where the edit is; what the other draws anew differs everywhere.
+    For a region of the world `playroom-edit` looks too, which is shown the source. A texture is for the first alone,
+    whose attention tells where a word is read.
     """
+    job = planned.job
     stage = job.recipe.stages["edit"]
-    if stage.prior == EDIT_PRIOR:
-        priors = {**priors, EDIT_PRIOR: catalogue.open_prior("playroom", job.device)}
-        stage = replace(stage, guidance={"edit": Guide(Iesd())})
-        return stage.terms(replace(job.prompts, instruction=None), priors, step)[0]
-    return stage.terms(job.prompts, priors, step)[0]
+    if planned.instruction is None:
+        return stage.terms(job.prompts, priors, step)[:1]
+    told = {"playroom": (Iesd(), None), EDIT_PRIOR: (Ip2p(), planned.instruction)}
+    names = ("playroom",) if planned.find == "surface" else tuple(told)
+    opened = {name: priors.get(name) or catalogue.open_prior(name, job.device) for name in names}
+    return [
+        term
+        for name in names
+        for term in replace(stage, prior=name, guidance={"edit": Guide(told[name][0])}).terms(
+            replace(job.prompts, instruction=told[name][1]), opened, step
+        )
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from click.testing import CliRunner, Result
 from small_run import prior
 
 from sds3d.cli import cli
-from sds3d.core import Step
-from sds3d.editing import Wish
+from sds3d.core import Condition, Latent, Query, Step
+from sds3d.diffusion import eps_from_x0
+from sds3d.editing import EDIT_PRIOR, Wish
 from sds3d.editing import plan as edit_plan
 from sds3d.export import export
 from sds3d.export import video as turntable_video
@@ -25,6 +27,7 @@ from sds3d.generate import Request, plan
 from sds3d.guidance.iesd import Iesd
 from sds3d.guidance.ip2p import Ip2p
 from sds3d.opening import opened
+from sds3d.priors.analytic import AnalyticPrior
 from sds3d.prompts import Prompts
 from sds3d.record import RunFolder
 from sds3d.renderers.raster import Raster
@@ -37,6 +40,24 @@ from sds3d.terms import Term
 SMALL = ("--set", "stages.shape.cameras.size=16", "--set", "stages.shape.start.count=40",
          "--set", "stages.shape.optimise.max_count=60", "--set", "exports=[ply]")  # fmt: skip
 TINY = ("--steps", "6", "--quiet", "--region", "all", "--set", "stages.edit.cameras.size=16", "--set", "exports=[]")
+
+
+class Obedient(AnalyticPrior):
+    """Shown the source, it draws it with red and blue exchanged, whatever it is told."""
+
+    reads_source = True
+
+    def condition(self, text, cameras, reference=None, control=()) -> Condition:
+        return replace(super().condition(text, cameras), image=None if reference is None else self.encode(reference))
+
+    def eps(self, query: Query) -> Latent:
+        alpha, sigma = self.noise_level(query.t)
+        assert query.condition.image is not None
+        return eps_from_x0(query.z_t, query.condition.image.flip(1), alpha, sigma)
+
+
+def obedient() -> Obedient:
+    return Obedient(prior(4).means, prior(4).std, prior(4).names, group=4)
 
 
 @pytest.fixture(autouse=True)
@@ -145,11 +166,17 @@ def test_identity_weighs_the_two_captions(red: Path) -> None:
     assert manifest(made)["recipe"]["stages"]["edit"]["guidance"]["edit"]["share"] == 0.25
 
 
-def test_a_region_is_kept_with_the_run_and_nothing_outside_of_it_moves(red: Path) -> None:
+def test_a_region_is_kept_with_the_run_and_nothing_outside_of_it_moves(
+    red: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     np.save("none.npy", np.zeros((4, 4, 4), np.float32))
     still = edited("red", "make it blue", "--region", "none.npy", "--out", "still", "--set", "exports=[ply]")
     # Where nothing may change the asset starts at the only minimum, the source, so that every gradient is 0.
     assert torch.equal(opened(still / "asset.ply").means, opened(red / "asset.ply").means)  # type: ignore[union-attr]
+    captions = prior(4)
+    monkeypatch.setattr(
+        "sds3d.priors.catalogue.open_prior", lambda name, device: obedient() if name == EDIT_PRIOR else captions
+    )
     found = edited("red", "make it blue", "--region", "auto", "--out", "found")
     grid = np.load(found / "source.region.npy")
     assert grid.shape == (GRID,) * 3 and grid.min() >= 0 and grid.max() == 1
@@ -171,10 +198,26 @@ def test_the_region_lies_where_the_two_captions_differ() -> None:
     # Red and blue differ in the disc in the middle of every view, and not in what lies around it.
     rep = Blob(200, 0.5)(None, Step(0))
     assert isinstance(rep, Gaussians)
-    region = find_region(Term("edit", Iesd(), prior(4), Prompts("blue", source="red")), rep, Splats(), Step(0))
+    region = find_region([Term("edit", Iesd(), prior(4), Prompts("blue", source="red"))], rep, Splats(), Step(0))
     ticks = torch.linspace(-1, 1, GRID)
     away = torch.stack(torch.meshgrid(ticks, ticks, ticks, indexing="ij")).norm(dim=0)
     assert region[away < 0.3].mean() > 0.5 and region[away > 0.95].mean() < 0.15
+
+
+def test_a_prior_that_is_shown_the_source_finds_just_what_it_changes() -> None:
+    """Half of a ball is red, which becomes blue, and half green, which stays as it is."""
+    rep = Blob(400, 0.5)(None, Step(0))
+    assert isinstance(rep, Gaussians)
+    with torch.no_grad():
+        left = rep.means[:, 1:2] > 0
+        rep.colour_logits.copy_(torch.where(left, torch.tensor([6.0, -6.0, -6.0]), torch.tensor([-6.0, 6.0, -6.0])))
+        rep.opacity_logits.fill_(4.0)
+    term = Term("edit", Ip2p(), obedient(), Prompts("blue", source="red", instruction="blue"))
+    region = find_region([term], rep, Splats(), Step(0))
+    x, y, z = torch.meshgrid(*[torch.linspace(-1, 1, GRID)] * 3, indexing="ij")
+    near = (x**2 + y**2 + z**2).sqrt() < 0.5  # What lies too deep to be seen is in no region.
+    assert region[near & (y > 0.15)].mean() > 0.3
+    assert region[near & (y < -0.15)].mean() < 0.03
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from .fit import fill, parser, run
 from .instructions import vocabulary
 
 DIFFERENT = 0.2  # of a latent's number, in [-1, 1], from which on a place is edited
-EDITED = 10.0  # how much more an edited number counts: an eye is a hundredth of a picture, and all of its edit
+EDITED, MOST = 1.0, 100.0  # how much a picture's edited numbers count together, and each at most: eyes are small
 DROPPED = 0.05  # how often a scene's instruction, its source, and both are left out, for guidance
 
 
@@ -84,7 +84,8 @@ class EditTraining(Denoising):
         before, z = self.latents(batch)
         x = self.noised(z, t, self.noise(len(t), rng))
         shown = shown.to(self.device)[:, None, None, None]
-        counts = 1 + EDITED * ((before - z).abs() > DIFFERENT)
+        edited = ((before - z).abs() > DIFFERENT).float()
+        counts = 1 + edited * (EDITED / edited.mean(dim=(1, 2, 3), keepdim=True)).clamp_max(MOST)
         losses = self.error(self.clean((self.unet, self.text), x, t, shown * before, batch), z, t, counts)
         return losses, self.logged(losses, t)
 
