@@ -214,6 +214,7 @@ def test_a_prior_that_is_shown_the_source_finds_just_what_it_changes() -> None:
         rep.opacity_logits.fill_(4.0)
     term = Term("edit", Ip2p(), obedient(), Prompts("blue", source="red", instruction="blue"))
     region = find_region([term], rep, Splats(), Step(0))
+    torch.testing.assert_close(find_region([term, term], rep, Splats(), Step(0)), region)
     x, y, z = torch.meshgrid(*[torch.linspace(-1, 1, GRID)] * 3, indexing="ij")
     near = (x**2 + y**2 + z**2).sqrt() < 0.5  # What lies too deep to be seen is in no region.
     assert region[near & (y > 0.15)].mean() > 0.3
