@@ -137,8 +137,9 @@ def plan(wish: Wish) -> Planned:
         notes={"edits": [*source.story, edit]},
     )
     data = {**encoded(source.rep, file), **region}
-    in_playroom = wish.instruction is not None and stage["prior"].startswith("playroom")
-    heard = heard_in_playroom(wish.instruction) if in_playroom and wish.target_prompt is None else None
+    heard = None
+    if wish.instruction is not None and wish.target_prompt is None and stage["prior"].startswith("playroom"):
+        heard = heard_in_playroom(wish.instruction)
     return Planned(job, data, wish.region if wish.region in FOUND else None, heard)
 
 
