@@ -279,13 +279,10 @@ def observers(planned: Planned, priors: Mapping[str, Prior], step: Step) -> list
     stage = job.recipe.stages["edit"]
     if planned.instruction is None:
         return stage.terms(job.prompts, priors, step)[:1]
-    told = {"playroom": (Iesd(), None), EDIT_PRIOR: (Ip2p(), planned.instruction)}
-    names = ("playroom",) if planned.find == "surface" else tuple(told)
-    opened = {name: priors.get(name) or catalogue.open_prior(name, job.device) for name in names}
-    return [
-        term
-        for name in names
-        for term in replace(stage, prior=name, guidance={"edit": Guide(told[name][0])}).terms(
-            replace(job.prompts, instruction=told[name][1]), opened, step
-        )
-    ]
+    told = [("playroom", Iesd(), None), (EDIT_PRIOR, Ip2p(), planned.instruction)]
+    seers = []
+    for name, guidance, instruction in told[:1] if planned.find == "surface" else told:
+        prior = priors.get(name) or catalogue.open_prior(name, job.device)
+        looking = replace(stage, prior=name, guidance={"edit": Guide(guidance)})
+        seers += looking.terms(replace(job.prompts, instruction=instruction), {name: prior}, step)
+    return seers
