@@ -258,11 +258,8 @@ def begin(planned: Planned, priors: Mapping[str, Prior], force: bool = False) ->
         stage = job.recipe.stages["edit"]
         rep = stage.start(None, Step(job.seed, "edit")).to(job.device)
         step = Step(job.seed, "region")
-        seers = observers(planned, priors, step)
-        if planned.find == "surface":
-            grid = find_texels(seers[0], rep, stage.renderer, step)
-        else:
-            grid = find_region(seers, rep, stage.renderer, step)
+        find = find_texels if planned.find == "surface" else find_region
+        grid = find(observers(planned, priors, step), rep, stage.renderer, step)
         write(job.path / REGION_FILE, painting.saved(grid))
         if planned.find == "surface":
             write((job.path / REGION_FILE).with_suffix(".png"), painting.shown(grid))

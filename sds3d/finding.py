@@ -38,20 +38,28 @@ def find_region(terms: Sequence[Term], rep: Representation, renderer: Renderer, 
     The difference is seen from all around, and each point of a grid takes the mean over the views that see it.
     """
     places = points(GRID, next(rep.parameters()).detach()).view(-1, 3)
-    seen = [told_apart(term, rep, renderer, step, places) for term in terms]
-    return shares(torch.stack(seen).log().mean(dim=0).exp()).view(GRID, GRID, GRID)
+    return shares(terms, rep, renderer, step, places).view(GRID, GRID, GRID)
 
 
 @torch.no_grad()
-def find_texels(term: Term, rep: Representation, renderer: Renderer, step: Step) -> Float[Tensor, "S S"]:
+def find_texels(terms: Sequence[Term], rep: Representation, renderer: Renderer, step: Step) -> Float[Tensor, "S S"]:
     """The same over a mesh's texture, where the words of the edit are read; see `painting`."""
     at, places = painting.places(painting.textured(rep))
-    return painting.spread(at, shares(told_apart(term, rep, renderer, step, places, attentive=True)))
+    return painting.spread(at, shares(terms, rep, renderer, step, places, attentive=True))
 
 
-def shares(difference: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-    """How much of each place may change, from how much it differs."""
-    share = difference / difference.max().clamp_min(1e-6)
+def shares(
+    terms: Sequence[Term],
+    rep: Representation,
+    renderer: Renderer,
+    step: Step,
+    places: Float[Tensor, "n 3"],
+    attentive: bool = False,
+) -> Float[Tensor, "n"]:
+    """How much of each place may change, from the geometric mean of how it differs to each of the terms."""
+    seen = torch.stack([told_apart(term, rep, renderer, step, places, attentive) for term in terms])
+    differ = seen.prod(dim=0) ** (1 / len(terms))
+    share = differ / differ.max().clamp_min(1e-6)
     return ((share - LOW) / (HIGH - LOW)).clamp(0, 1)
 
 
@@ -61,7 +69,7 @@ def told_apart(
     renderer: Renderer,
     step: Step,
     places: Float[Tensor, "n 3"],
-    attentive: bool = False,
+    attentive: bool,
 ) -> Float[Tensor, "n"]:
     """How an edit differs at places of the world, in the mean over the views that see them."""
     like = places

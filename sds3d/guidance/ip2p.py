@@ -6,9 +6,9 @@
 | E        | mixed    | E_0 + s_I (E_I - E_0) + s_T (E_T - E_I); see `mix.Instruct`                          |
 | G        | grad     | w (E - eps), or its target form, as SDS has it                                       |
 
-The source's picture holds the identity, so no region is needed for it; a region (`local`) holds the rest to the last
-bit. As a guidance of 3D it was first used by distilling datasets (Instruct-NeRF2NeRF, Haque et al. 2023, arXiv
-2303.12789); HeadSculpt's code has this score as an alternative to its own (scales 100 and 20, read there).
+The source's picture is to hold the identity; a region (`local`) is needed as far as a prior copies it badly, as the
+embedded one does. As a guidance of 3D it was first used by distilling datasets (Instruct-NeRF2NeRF, Haque et al. 2023,
+arXiv 2303.12789); HeadSculpt's code has this score as an alternative to its own (scales 100 and 20, read there).
 """
 
 from __future__ import annotations
